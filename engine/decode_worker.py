@@ -1,0 +1,125 @@
+"""The decode worker: a process that reads files and decodes them into slots of the ring's shared memory.
+
+It is started as `python -m engine.decode_worker` with two inherited descriptors: the memory, and a socket on
+which every message is one JSON array. The ring sends [ticket, slot, [path, ...]], paths as latin-1 text; the
+worker answers [ticket, [outcome, ...]], an outcome being [height, width] or the four fields of a Failure. Its
+first message, [0, []], says that it is ready. While it works, its row of the control area holds the ticket of
+the file it is at (the request's ticket plus the file's place in it) and since when, so that whatever ends it
+can be laid at that file's door.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import Failure, SliceError
+from engine.sources.files import read_file
+from engine.sources.geometry import SIDE
+
+SLOT_BYTES = SIDE * SIDE * 3
+MESSAGE_BYTES = 64 * 1024
+READY = [0, []]
+
+# The columns of the control area; a row fills a cache line of its own.
+TICKET, STARTED_NS, CONTROL_COLUMNS = 0, 1, 8
+
+_PR_SET_PDEATHSIG = 1
+_LONGEST_MESSAGE = 500
+
+Outcome = tuple[int, int] | tuple[str, str, str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class RingMemory:
+    """The shared memory, mapped while one of these lives: `slots` [n,256,256,3], `control` [workers,8]."""
+
+    slots: npt.NDArray[np.uint8]
+    control: npt.NDArray[np.int64]
+
+    @staticmethod
+    def size(slots: int, workers: int) -> int:
+        """Return the bytes that `slots` slots and `workers` workers need."""
+        return slots * SLOT_BYTES + workers * CONTROL_COLUMNS * 8
+
+    @classmethod
+    def map(cls, descriptor: int, slots: int, workers: int) -> RingMemory:
+        """Map the memory behind `descriptor`, which has `size(slots, workers)` bytes."""
+        mapping = mmap.mmap(descriptor, cls.size(slots, workers))
+        pixels = np.frombuffer(mapping, np.uint8, slots * SLOT_BYTES).reshape(slots, SIDE, SIDE, 3)
+        control = np.frombuffer(mapping, np.int64, offset=slots * SLOT_BYTES)
+        return cls(pixels, control.reshape(workers, CONTROL_COLUMNS))
+
+
+def main() -> None:
+    """Serve the ring that started this process until it goes away."""
+    parent, memory, slots, workers, number, channel = (int(argument) for argument in sys.argv[1:])
+    _die_with(parent)
+    # cv2 is loaded before the first file, so that no file pays for it or is blamed for its failure.
+    import cv2
+
+    from engine.sources.read import decode_slice
+
+    cv2.setNumThreads(1)
+    ring = RingMemory.map(memory, slots, workers)
+    control = ring.control[number]
+    ring_side = socket.socket(fileno=channel)
+    ring_side.send(json.dumps(READY).encode())
+    _silence_decoders()
+    while message := ring_side.recv(MESSAGE_BYTES):
+        ticket, slot, paths = json.loads(message)
+        outcomes: list[Outcome] = []
+        for place, path in enumerate(paths):
+            control[STARTED_NS] = time.monotonic_ns()
+            control[TICKET] = ticket + place
+            pixels = ring.slots[slot + place]
+            try:
+                outcomes.append(decode_slice(read_file(path.encode("latin-1")), pixels))
+            except Exception as error:
+                pixels[...] = 0
+                outcomes.append(dataclasses.astuple(_failure(error)))
+        control[TICKET] = 0
+        ring_side.send(json.dumps([ticket, outcomes]).encode())
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the ring is gone")
+
+
+def _silence_decoders() -> None:
+    """Drop what libtiff, libpng and libjpeg print; failures are told through the socket."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, sys.stderr.fileno())
+    os.close(null)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, SliceError):
+        failure = error.failure
+    elif isinstance(error, MemoryError):
+        failure = Failure("decode", "memory", "not enough memory to decode it", transient=True)
+    else:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        failure = Failure("decode", "decoder_error", f"{type(error).__name__} in {where}: {error}")
+    return dataclasses.replace(failure, message=" ".join(failure.message.split())[:_LONGEST_MESSAGE])
+
+
+if __name__ == "__main__":
+    main()

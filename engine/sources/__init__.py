@@ -1,0 +1,1 @@
+"""What is a slice: discovery, and one reader a format."""

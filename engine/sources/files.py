@@ -1,0 +1,50 @@
+"""Files as bytes, and what is said when they cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from engine.errors import Failure, SliceError
+
+MAX_FILE_BYTES = 2**31
+
+NOT_A_FILE = "a pipe, socket or device, not a file"
+
+_CODES = {
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.EISDIR: "is_directory",
+    errno.ELOOP: "link_loop",
+}
+
+
+def io_failure(stage: str, error: OSError) -> Failure:
+    """What an OSError amounts to, transient: permission, not_found, is_directory, link_loop or io."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return Failure(stage, _CODES.get(error.errno or 0, "io"), reason, transient=True)
+
+
+def read_file(path: bytes) -> bytes:
+    """Return the whole of a regular file.
+
+    Raises SliceError, stage `read`: the codes of `io_failure`, `not_a_file` (a pipe, a device), `too_large`.
+    """
+    try:
+        # A pipe without a writer would block an ordinary open for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "")
+            if not stat.S_ISREG(status.st_mode):
+                raise SliceError(Failure("read", "not_a_file", NOT_A_FILE))
+            if status.st_size > MAX_FILE_BYTES:
+                size = f"{status.st_size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
+                raise SliceError(Failure("read", "too_large", size))
+            return file.read()
+    except OSError as error:
+        raise SliceError(io_failure("read", error)) from None
