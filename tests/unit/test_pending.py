@@ -1,0 +1,195 @@
+"""The walk beside the ledger: what is still to score, and which changes of the input are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine import pending as pending_module
+from engine.errors import Failure, UsageError
+from engine.ledger import Ledger, SliceRow
+from engine.pending import Pending
+from engine.sources.discovery import SourceFile, Unlisted
+
+
+def file(number: int, *, size: int = 100, mtime_ns: int = 5, name: str | None = None) -> SourceFile:
+    shown = name or f"data/{number}.tif"
+    return SourceFile(
+        shown.encode(), shown, "data", shown.encode(), number.to_bytes(8, "big"), size, mtime_ns
+    )
+
+
+def unlisted(number: int, *, transient: bool = True) -> Unlisted:
+    failure = Failure("discover", "permission", "Permission denied", transient)
+    return Unlisted(f"data/{number}.tif", number.to_bytes(8, "big"), failure)
+
+
+def scored(entry: SourceFile, slice_: int = 0) -> SliceRow:
+    return SliceRow(
+        entry.order, slice_, entry.volume, entry.image_path, "ok", entry.size, entry.mtime_ns,
+        tumor_probability=0.5, has_mask=0, mask_pixels=0, mask_fraction=0.0,
+    )  # fmt: skip
+
+
+def quarantined(entry: SourceFile, *, transient: bool = False) -> SliceRow:
+    return SliceRow(
+        entry.order, 0, entry.volume, entry.image_path, "quarantined", entry.size, entry.mtime_ns,
+        stage="decode", code="truncated", message="ends early", transient=transient,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "run.sqlite", {}, fresh=False) as opened:
+        yield opened
+
+
+def test_all_of_a_new_run_is_pending(ledger: Ledger) -> None:
+    files = [file(number) for number in range(5)]
+    walk = Pending(files, ledger)
+    assert list(walk) == files
+    assert walk.seen == 5
+    assert walk.finished
+
+
+def test_scored_files_are_passed_over_and_new_ones_are_given_where_they_sort(ledger: Ledger) -> None:
+    ledger.commit([scored(file(number)) for number in (2, 4, 6)])
+    walk = Pending([file(number) for number in range(1, 8)], ledger)
+    assert [entry.order[-1] for entry in walk] == [1, 3, 5, 7]
+    assert walk.seen == 7
+
+
+@pytest.mark.parametrize("change", [{"size": 101}, {"mtime_ns": 6}])
+def test_a_scored_file_that_changed_is_refused_with_its_name(ledger: Ledger, change: dict[str, int]) -> None:
+    ledger.commit([scored(file(1)), scored(file(2))])
+    with pytest.raises(UsageError, match=r"data/2\.tif changed since it was scored"):
+        list(Pending([file(1), dataclasses.replace(file(2), **change)], ledger))
+
+
+@pytest.mark.parametrize("left", [[2, 3], [1, 3], [1, 2]])
+def test_a_scored_file_that_vanished_is_refused_with_its_name(ledger: Ledger, left: list[int]) -> None:
+    ledger.commit([scored(file(number)) for number in (1, 2, 3)])
+    (gone,) = {1, 2, 3} - set(left)
+    with pytest.raises(UsageError, match=rf"data/{gone}\.tif was scored and is gone"):
+        list(Pending([file(number) for number in left], ledger))
+
+
+def test_a_scored_file_that_can_no_longer_be_read_is_refused(ledger: Ledger) -> None:
+    ledger.commit([scored(file(1))])
+    with pytest.raises(UsageError, match=r"data/1\.tif can no longer be read \(Permission denied\)"):
+        list(Pending([unlisted(1)], ledger))
+
+
+def test_a_list_whose_lines_moved_is_refused_though_sizes_and_times_are_alike(ledger: Ledger) -> None:
+    ledger.commit([scored(file(1)), scored(file(2))])
+    moved = [file(1), file(2, name="data/inserted.tif"), file(3, name="data/2.tif")]
+    with pytest.raises(UsageError, match=r"data/2\.tif was scored and is gone \(data/inserted\.tif has its"):
+        list(Pending(moved, ledger))
+
+
+def test_a_quarantined_file_waits_for_retry(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1)), scored(file(2))])
+    assert list(Pending([file(1), file(2)], ledger)) == []
+    assert list(Pending([file(1), file(2)], ledger, retry=True)) == [file(1)]
+
+
+def test_a_transient_failure_is_tried_again_without_being_asked(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1), transient=True), quarantined(file(2))])
+    assert list(Pending([file(1), file(2)], ledger)) == [file(1)]
+
+
+def test_a_quarantined_file_that_changed_is_tried_again(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1))])
+    mended = file(1, size=200)
+    assert list(Pending([mended], ledger)) == [mended]
+
+
+def test_an_entry_that_could_not_be_listed_is_tried_again_when_that_may_pass(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1), transient=True), quarantined(file(2))])
+    entries = [unlisted(1), unlisted(2, transient=False)]
+    assert list(Pending(entries, ledger)) == [entries[0]]
+    assert list(Pending(entries, ledger, retry=True)) == entries
+
+
+def test_a_quarantined_file_that_is_gone_loses_its_row(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1)), scored(file(2)), quarantined(file(3))])
+    assert list(Pending([file(2)], ledger)) == []
+    assert [row.order for row in ledger.rows()] == [file(2).order]
+
+
+def test_a_dry_walk_changes_nothing(ledger: Ledger) -> None:
+    ledger.commit([quarantined(file(1)), scored(file(2))])
+    assert list(Pending([file(2), file(3)], ledger, forgets=False)) == [file(3)]
+    assert ledger.counts().quarantined == 1
+
+
+def test_all_slices_of_a_file_are_one_file(ledger: Ledger) -> None:
+    ledger.commit([scored(file(1), slice_) for slice_ in range(3)])
+    assert list(Pending([file(1), file(2)], ledger)) == [file(2)]
+
+
+def test_a_limit_counts_scored_files_too_and_asks_the_input_for_no_more(ledger: Ledger) -> None:
+    ledger.commit([scored(file(0))])
+    asked = []
+
+    def endless() -> Iterator[SourceFile]:
+        for number in count():
+            asked.append(number)
+            yield file(number)
+
+    walk = Pending(endless(), ledger, limit=3)
+    assert [entry.order[-1] for entry in walk] == [1, 2]
+    assert asked == [0, 1, 2]
+    assert walk.finished
+
+
+def test_a_limit_below_what_is_scored_is_no_loss(ledger: Ledger) -> None:
+    ledger.commit([scored(file(number)) for number in range(5)])
+    assert list(Pending([file(number) for number in range(5)], ledger, limit=2)) == []
+
+
+def test_a_stopped_walk_is_not_finished_and_takes_nothing_for_gone(ledger: Ledger) -> None:
+    ledger.commit([scored(file(number)) for number in range(5)])
+    stop = threading.Event()
+
+    def cut_short() -> Iterator[SourceFile]:
+        yield file(0)
+        stop.set()
+
+    walk = Pending(cut_short(), ledger, stop=stop)
+    assert list(walk) == []
+    assert not walk.finished
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    known=st.sets(st.integers(0, 30)),
+    files=st.sets(st.integers(0, 30)),
+    page=st.integers(1, 9),
+    data=st.data(),
+)
+def test_whatever_the_page_each_file_is_given_once_though_rows_are_committed_beside(
+    tmp_path: Path, known: set[int], files: set[int], page: int, data: st.DataObject
+) -> None:
+    failed = data.draw(st.sets(st.sampled_from(sorted(known)))) if known else set()
+    files = files | (known - failed)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Ledger.open(tmp_path / "run.sqlite", {}, fresh=True) as ledger,
+    ):
+        patch.setattr(pending_module, "PAGE", page)
+        ledger.commit([quarantined(file(n)) if n in failed else scored(file(n)) for n in sorted(known)])
+        given_files = []
+        for entry in Pending([file(number) for number in sorted(files)], ledger, retry=True):
+            assert isinstance(entry, SourceFile)
+            ledger.commit([scored(entry)])
+            given_files.append(entry.order[-1])
+        assert given_files == sorted(files - (known - failed))
+        assert [row.order[-1] for row in ledger.rows()] == sorted(files)

@@ -1,0 +1,1 @@
+"""Builds, trains, evaluates and exports the two models."""
