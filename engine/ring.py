@@ -237,8 +237,9 @@ class Ring:
     # What follows runs in the collector's thread only (whose end would be the workers' end).
 
     def _collect(self) -> None:
-        # Ctrl-C reaches the whole process group; blocked here, it is blocked in the workers from their start.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Both may reach the whole process group; blocked here, they are blocked in the workers from their
+        # start, which end with the ring and are not blamed on the files they were at.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with self._state:
                 for number in range(self._worker_count):

@@ -95,7 +95,8 @@ def export_command(
     from trainer.export import Labels, export
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    bundle = export(classifier, segmenter, data, out, Labels(name, data_name or str(data), data_terms), console.print)
+    labels = Labels(name, data_name or str(data), data_terms)
+    bundle = export(classifier, segmenter, data, out, labels, console.print)
     console.print(f"{out}: bundle {bundle.manifest.name}, {bundle.manifest.operating.chosen}")
 
 

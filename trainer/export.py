@@ -165,10 +165,11 @@ def _compare_with_keras(
 
 
 def _operating_point(folder: Path, validation: pd.DataFrame) -> Operating:
+    cores = len(os.sched_getaffinity(0))
     with (
-        OnnxRuntimeRunner(folder / _GRAPHS["classifier"], "classifier") as classifier,
+        OnnxRuntimeRunner(folder / _GRAPHS["classifier"], "classifier", threads=cores) as classifier,
         OnnxRuntimeRunner(
-            folder / _GRAPHS["segmenter"], "segmenter", outputs=("mask_probability",)
+            folder / _GRAPHS["segmenter"], "segmenter", threads=cores, outputs=("mask_probability",)
         ) as segmenter,
     ):
         return choose(ask(validation, classifier, segmenter))

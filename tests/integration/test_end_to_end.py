@@ -39,8 +39,8 @@ def test_phantoms_are_trained_on_exported_scored_and_evaluated(work: Path) -> No
     common = ("--batch", "8", "--momentum", "0.5", "--precision", "float32")
     tumorscan("train", "segmenter", "data", "--run", "segmenter", "--epochs", "3", *common, cwd=work)
     said = tumorscan(
-        "train", "classifier", "data", "--run", "classifier", "--epochs", "1", "--split", "segmenter/split.json",
-        *common, cwd=work,
+        "train", "classifier", "data", "--run", "classifier", "--epochs", "1", *common,
+        "--split", "segmenter/split.json", cwd=work,
     )  # fmt: skip
     assert "precision" in said
     assert {"history.csv", "curves.png", "metrics.json", "split.json", "best.weights.h5"} <= {

@@ -38,12 +38,9 @@ WRONG = {
     "No such option: --nope": ["score", "data", "--nope"],
     "No such command": ["store", "data"],
     "'--limit'": ["score", "data", "--limit", "0"],
-    "'--batch'": ["score", "data", "--batch", "many"],
     "'--backend'": ["score", "data", "--backend", "abacus"],
-    "'--precision'": ["score", "data", "--precision", "fp8"],
     "'--threshold'": ["score", "data", "--threshold", "1.5"],
     "'--mask-threshold'": ["score", "data", "--mask-threshold", "-1"],
-    "'--masks'": ["score", "data", "--masks", "gif"],
 }
 
 

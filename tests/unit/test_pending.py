@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -66,11 +65,11 @@ def test_scored_files_are_passed_over_and_new_ones_are_given_where_they_sort(led
     assert walk.seen == 7
 
 
-@pytest.mark.parametrize("change", [{"size": 101}, {"mtime_ns": 6}])
-def test_a_scored_file_that_changed_is_refused_with_its_name(ledger: Ledger, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("changed", [file(2, size=101), file(2, mtime_ns=6)])
+def test_a_scored_file_that_changed_is_refused_with_its_name(ledger: Ledger, changed: SourceFile) -> None:
     ledger.commit([scored(file(1)), scored(file(2))])
     with pytest.raises(UsageError, match=r"data/2\.tif changed since it was scored"):
-        list(Pending([file(1), dataclasses.replace(file(2), **change)], ledger))
+        list(Pending([file(1), changed], ledger))
 
 
 @pytest.mark.parametrize("left", [[2, 3], [1, 3], [1, 2]])

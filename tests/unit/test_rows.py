@@ -54,7 +54,7 @@ def test_pixels_fraction_and_box_are_those_of_the_mask(tmp_path: Path) -> None:
     assert (row.image_path, row.volume, row.slice) == ("data/p/a.tif", "data/p", 0)
     assert (row.order, row.size, row.mtime_ns, row.tumor_probability) == (b"\1", 7, 9, 0.75)
     image = cv2.imread(str(tmp_path / row.mask_path), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(image, square(30, 50, 20) * 255)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(image, square(30, 50, 20) * 255)
 
 
 def test_a_mask_is_counted_and_written_at_the_sources_size(tmp_path: Path) -> None:

@@ -1,0 +1,458 @@
+"""One run of `tumorscan score`, as a call: what the command, notebooks and clusters stand on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import select
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+
+from engine.bundle import Bundle
+from engine.cascade import Cascade, OperatingPoint
+from engine.errors import UsageError
+from engine.ledger import Counts, Ledger, cannot_write, stored_identity
+from engine.outputs import runjson
+from engine.outputs.masks import clean_stale
+from engine.outputs.rows import RowWriter
+from engine.outputs.tables import write_tables
+from engine.pending import Pending
+from engine.pipeline import WRITERS, Pipeline, Totals
+from engine.ring import Ring
+from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
+from engine.runners.base import Precision, Runner
+from engine.sources.discovery import Discovery, SourceFile, Unlisted, read_list
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+LEDGER = "run.sqlite"
+BLOCK = 16
+"""Slices a ring block: enough that the cascade's two passes fill every core, and few enough to cost 3 MB."""
+FILE_TIMEOUT = 60.0
+"""Seconds that a worker may spend on one file."""
+SHOWN_INPUTS = 20
+"""Of more INPUTs the ledger keeps a hash, as it may have to show them in one line."""
+STDIN_TICK = 0.2
+"""Seconds after which a wait for standard input looks whether the run is over."""
+_GEOMETRY = "letterbox-256"
+"""Names how slices of other sizes are scaled; part of a run's identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to score, where to, and how; the command's options of the same names explain each.
+
+    `backend` and `precision` "auto" take what the run was begun with, else the best there is. `batch` is the
+    slices a block, `workers` the decode processes (None: by the cores). `max_runtime` is in seconds.
+    `files_from` is a file that lists the slices, or "-" for standard input.
+    """
+
+    inputs: tuple[str, ...]
+    out: Path
+    bundle: Path | None = None
+    files_from: str | None = None
+    limit: int | None = None
+    batch: int = BLOCK
+    workers: int | None = None
+    backend: str = "auto"
+    precision: str = "auto"
+    threshold: float | None = None
+    mask_threshold: float | None = None
+    gate: bool = True
+    masks: Literal["png", "none"] = "png"
+    overlays: bool = False
+    retry: bool = False
+    fresh: bool = False
+    max_runtime: float | None = None
+    arguments: tuple[str, ...] = ()
+
+
+class Watcher:
+    """Hears how a run goes on, in the thread that called `score`; this one keeps quiet."""
+
+    def begins(self, plan: Plan, counts: Counts) -> None:
+        """Everything is checked and the models are about to load; `counts` are of earlier calls."""
+
+    def goes_on(self, totals: Totals) -> None:
+        """Called a few times a second, and after each transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will be done with."""
+
+    bundle: Bundle
+    backend: str
+    precision: tuple[Precision, Precision]
+    operating: OperatingPoint
+    continued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `finished` is False when it was stopped; the same call continues it."""
+
+    plan: Plan
+    out: Path
+    finished: bool
+    nothing_new: bool
+    counts: Counts
+    totals: Totals
+    gated_out: int
+    skipped_masks: int
+    skipped_other: int
+
+    @property
+    def slices_per_second(self) -> float:
+        """This call's rate, first slice read to last row committed."""
+        return self.totals.slices / self.totals.seconds if self.totals.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a dry run found: slices in the input, and of these how many are still to be scored."""
+
+    plan: Plan
+    slices: int
+    pending: int
+    skipped_masks: int
+    skipped_other: int
+
+
+@dataclass(slots=True)
+class Stop:
+    """Ends a run early, in order: what is under way is finished and committed."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    deadline: float = math.inf
+    out_of_time: bool = False
+
+    def look_at_clock(self) -> None:
+        """Ask to stop when the deadline (monotonic, in seconds) has passed."""
+        if time.monotonic() >= self.deadline and not self.asked.is_set():
+            self.out_of_time = True
+            self.asked.set()
+
+
+def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = None) -> Outcome:
+    """Score a folder of slices, or go on where an earlier call stopped.
+
+    Raises:
+        UsageError: wrong input, options or bundle; another run's output folder; a scored file that changed.
+        MachineError: a runtime, space or permission is missing.
+    """
+    watcher = watcher or Watcher()
+    stop = stop or Stop()
+    begun = datetime.now(UTC)
+    if options.max_runtime is not None:
+        stop.deadline = time.monotonic() + options.max_runtime
+    bundle = Bundle.load(options.bundle or Bundle.default_folder())
+    discovery = _discovery(options, stop.asked)
+    earlier = _earlier(options)
+    plan = _plan(options, bundle, earlier)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(_open_ledger(options, plan))
+        before = ledger.counts()
+        pending = Pending(discovery, ledger, options.retry, options.limit, stop=stop.asked)
+        entries = iter(pending)
+        first = next(entries, None)
+        if first is None:
+            if pending.finished and pending.seen == 0:
+                raise _nothing_there(options, discovery)
+            totals, all_fed, start_up = Totals(), True, 0.0
+        else:
+            watcher.begins(plan, before)
+            clock = time.monotonic()
+            pipeline = _pipeline(options, plan, ledger, chain((first,), entries), stop, watcher, stack)
+            start_up = time.monotonic() - clock
+            totals = pipeline.run()
+            all_fed = pipeline.exhausted
+        outcome = Outcome(
+            plan=plan,
+            out=options.out,
+            finished=all_fed and pending.finished,
+            nothing_new=first is None,
+            counts=ledger.counts(),
+            totals=totals,
+            gated_out=ledger.below(plan.operating.gate_threshold) if plan.operating.gated else 0,
+            skipped_masks=discovery.skipped_masks,
+            skipped_other=discovery.skipped_other,
+        )
+        clock = time.monotonic()
+        if outcome.finished or stop.out_of_time:
+            write_tables(ledger, options.out)
+        tables = time.monotonic() - clock
+        # A call that only finds everything scored keeps the report of the one that did it, if that wrote it.
+        if first is not None or (outcome.finished and not ledger.get_meta("reported")):
+            seconds = float(cast("float", ledger.get_meta("seconds") or 0.0)) + totals.seconds
+            ledger.set_meta("seconds", seconds)
+            _report(options, outcome, begun, start_up, tables, seconds)
+            ledger.set_meta("reported", outcome.finished)
+        return outcome
+
+
+def survey(options: Options) -> Survey:
+    """Walk the input as `score` would, and write nothing. Raises what `score` would of input and bundle."""
+    bundle = Bundle.load(options.bundle or Bundle.default_folder())
+    discovery = _discovery(options, threading.Event())
+    earlier = _earlier(options)
+    plan = _plan(options, bundle, earlier)
+    if earlier is None:
+        slices = pending_count = sum(1 for _ in islice(discovery, options.limit))
+    else:
+        with Ledger.open(options.out / LEDGER, _identity(options, plan), fresh=False) as ledger:
+            pending = Pending(discovery, ledger, options.retry, options.limit, forgets=False)
+            pending_count = sum(1 for _ in pending)
+            slices = pending.seen
+    if slices == 0:
+        raise _nothing_there(options, discovery)
+    return Survey(plan, slices, pending_count, discovery.skipped_masks, discovery.skipped_other)
+
+
+def count_slices(options: Options, over: threading.Event) -> int | None:
+    """How many files the input holds, for the time that is left; None for a pipe, or when `over` is set."""
+    if options.files_from is not None and not Path(options.files_from).is_file():
+        return None  # a pipe gives each line to one reader only
+    count = 0
+    for _ in islice(_discovery(options, over), options.limit):
+        count += 1
+        if over.is_set():
+            return None
+    return count
+
+
+def _discovery(options: Options, stop: threading.Event) -> Discovery:
+    listed = None if options.files_from is None else _listed(options.files_from, stop)
+    return Discovery(options.inputs, listed, options.out)
+
+
+def _listed(source: str, stop: threading.Event) -> Iterator[bytes]:
+    if source == "-":
+        return read_list(io.BufferedReader(_StandardInput(stop)))
+    try:
+        file = open(source, "rb")  # noqa: SIM115 - open for as long as the walk goes on
+    except OSError as error:
+        raise UsageError(f"--files-from {source}: cannot be read ({error.strerror})") from error
+    return _lines(file)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        yield from read_list(file)
+
+
+class _StandardInput(io.RawIOBase):
+    """Standard input that ends when `stop` is set, though whoever writes it keeps it open and is silent."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        while not self._stop.is_set():
+            if select.select([sys.stdin.fileno()], [], [], STDIN_TICK)[0]:
+                return os.readv(sys.stdin.fileno(), [buffer])
+        return 0
+
+
+def _earlier(options: Options) -> dict[str, object] | None:
+    """The identity of the run to continue. One that came to no row has decided nothing, so it is none."""
+    path = options.out / LEDGER
+    stored = None if options.fresh else stored_identity(path)
+    if stored is None:
+        return None
+    with Ledger.open(path, stored, fresh=False) as ledger:
+        return stored if ledger.known(b"", 1) else None
+
+
+def _open_ledger(options: Options, plan: Plan) -> Ledger:
+    """Take the output folder, and clear it of what a killed run or, with `fresh`, any earlier run left."""
+    left = [name for name in (LEDGER, "run.lock", "run.json") if (options.out / name).exists()]
+    ledger = Ledger.open(options.out / LEDGER, _identity(options, plan), fresh=not plan.continued)
+    try:
+        if left and options.fresh:
+            _remove_outputs(options.out)
+        elif left:
+            clean_stale(options.out)
+    except OSError as error:
+        ledger.close()
+        raise cannot_write(options.out, error) from error
+    return ledger
+
+
+def _plan(options: Options, bundle: Bundle, earlier: dict[str, object] | None) -> Plan:
+    """Settle backend and precision; a continuation takes those that it was begun with."""
+    backend, precision = options.backend, options.precision
+    if earlier is not None and backend == "auto":
+        backend = str(earlier["backend"])
+    backend = choose_backend(backend)
+    pair: tuple[Precision, Precision]
+    if precision == "auto" and earlier is not None:
+        pair = cast("tuple[Precision, Precision]", tuple(cast("list[str]", earlier["precision"])))
+    elif precision == "auto":
+        pair = choose_precision(bundle, backend, cpu_flags())
+    elif precision in ("fp32", "bf16"):
+        pair = (cast("Precision", precision), cast("Precision", precision))
+    else:
+        raise UsageError(f"--precision {precision}: this bundle and version have auto, fp32 and bf16")
+    operating = OperatingPoint.of(
+        bundle, gate_threshold=options.threshold, mask_threshold=options.mask_threshold, gated=options.gate
+    )
+    return Plan(bundle, backend, pair, operating, continued=earlier is not None)
+
+
+def _identity(options: Options, plan: Plan) -> dict[str, object]:
+    """What decides the bytes of the results; of a list its presence, as it may be longer than memory."""
+    return {
+        "inputs": _inputs(options),
+        "files_from": options.files_from is not None,
+        "bundle": plan.bundle.sha256,
+        "backend": plan.backend,
+        "backend_version": runjson.package_versions().get(plan.backend, ""),
+        "precision": list(plan.precision),
+        "gate": plan.operating.gated,
+        "threshold": plan.operating.gate_threshold,
+        "mask_threshold": plan.operating.mask_threshold,
+        "min_pixels": plan.operating.min_pixels,
+        "geometry": _GEOMETRY,
+        "masks": options.masks,
+        "overlays": options.overlays,
+    }
+
+
+def _pipeline(
+    options: Options,
+    plan: Plan,
+    ledger: Ledger,
+    entries: Iterator[SourceFile | Unlisted],
+    stop: Stop,
+    watcher: Watcher,
+    stack: ExitStack,
+) -> Pipeline:
+    """Start the workers, then load the models while those come up."""
+    cores = len(os.sched_getaffinity(0))
+    workers = options.workers or max(1, min(8, cores // 2))
+    scorers = 2
+    blocks = scorers + WRITERS + workers + 1
+    ring = stack.enter_context(
+        Ring(blocks=blocks, block_size=options.batch, workers=workers, timeout_s=FILE_TIMEOUT)
+    )
+    classifier = stack.enter_context(_runner(plan, "classifier"))
+    segmenter = stack.enter_context(_runner(plan, "segmenter"))
+
+    def on_tick(totals: Totals) -> None:
+        stop.look_at_clock()
+        watcher.goes_on(totals)
+
+    return Pipeline(
+        entries=entries,
+        ring=ring,
+        cascade=Cascade(classifier, segmenter, plan.operating),
+        writer=RowWriter(options.out, masks=options.masks == "png", overlays=options.overlays),
+        ledger=ledger,
+        block_size=options.batch,
+        scorers=scorers,
+        stop=stop.asked,
+        on_tick=on_tick,
+    )
+
+
+def _runner(plan: Plan, model: Literal["classifier", "segmenter"]) -> Runner:
+    precision = plan.precision[0 if model == "classifier" else 1]
+    outputs = plan.operating.segmenter_outputs if model == "segmenter" else None
+    return open_runner(plan.backend, plan.bundle, model, precision, outputs=outputs)
+
+
+def _report(
+    options: Options, outcome: Outcome, begun: datetime, start_up: float, tables: float, seconds: float
+) -> None:
+    plan, totals, counts = outcome.plan, outcome.totals, outcome.counts
+    report = runjson.RunReport(
+        arguments=list(options.arguments),
+        started=begun,
+        ended=datetime.now(UTC),
+        finished=outcome.finished,
+        continued=plan.continued,
+        bundle=runjson.BundleReport(name=plan.bundle.manifest.name, sha256=plan.bundle.sha256),
+        runtime=plan.backend,
+        runtime_version=runjson.package_versions().get(plan.backend, ""),
+        precision={"classifier": plan.precision[0], "segmenter": plan.precision[1]},
+        operating_point=runjson.OperatingReport(
+            gate=plan.operating.gated,
+            gate_threshold=plan.operating.gate_threshold,
+            mask_threshold=plan.operating.mask_threshold,
+            min_pixels=plan.operating.min_pixels,
+        ),
+        counts=runjson.CountsReport(
+            slices=counts.ok + counts.quarantined,
+            ok=counts.ok,
+            quarantined=counts.quarantined,
+            has_mask=counts.has_mask,
+            gated_out=outcome.gated_out,
+            skipped_masks=outcome.skipped_masks,
+            skipped_other=outcome.skipped_other,
+        ),
+        timings=runjson.Timings(
+            slices=totals.slices,
+            seconds=totals.seconds,
+            seconds_total=seconds,
+            start_up_seconds=start_up,
+            tables_seconds=tables,
+        ),
+        slices_per_second=outcome.slices_per_second,
+        machine=runjson.describe_machine(),
+        packages=runjson.package_versions(),
+    )
+    runjson.write_report(options.out / "run.json", report)
+
+
+def _remove_outputs(out: Path) -> None:
+    """Delete what an earlier run left. Raises OSError."""
+    for folder in (out / "masks", out / "overlays"):
+        if folder.is_dir():  # perhaps a link to another disk, which is kept
+            for entry in folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+    for name in ("results.csv", "errors.csv", "run.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _inputs(options: Options) -> list[str]:
+    """INPUT as typed, without / at the end; a shell's long list of files by its first and their hash."""
+    inputs = [_shown(text.rstrip("/") or text[:1]) for text in options.inputs]
+    if len(inputs) <= SHOWN_INPUTS:
+        return inputs
+    digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
+    return [inputs[0], f"and {len(inputs) - 1} more of sha256 {digest}"]
+
+
+def _shown(text: str) -> str:
+    """A path as text that can be stored and printed."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _nothing_there(options: Options, discovery: Discovery) -> UsageError:
+    where = ", ".join(map(_shown, options.inputs)) or "the list"
+    skipped = []
+    if discovery.skipped_masks:
+        skipped.append(f"{discovery.skipped_masks} files named *_mask.*")
+    if discovery.skipped_other:
+        skipped.append(f"{discovery.skipped_other} other files")
+    passed = f" (passed over {' and '.join(skipped)})" if skipped else ""
+    return UsageError(f"no slices in {where}{passed}: give a folder with .tif, .png, .jpg or .webp files")
