@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
-import select
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import Literal, cast
 
 from engine.bundle import Bundle
 from engine.cascade import Cascade, OperatingPoint
@@ -32,20 +29,18 @@ from engine.pipeline import WRITERS, Pipeline, Totals
 from engine.ring import Ring
 from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
 from engine.runners.base import Precision, Runner
-from engine.sources.discovery import Discovery, SourceFile, Unlisted, read_list
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from engine.sources.discovery import Discovery, SourceFile, Unlisted
+from engine.sources.lists import open_list
 
 LEDGER = "run.sqlite"
 BLOCK = 16
 """Slices a ring block: enough that the cascade's two passes fill every core, and few enough to cost 3 MB."""
+OPENVINO_SCORERS = 2
+"""Threads that call the cascade: while one waits for its last slices the other keeps the cores busy."""
 FILE_TIMEOUT = 60.0
 """Seconds that a worker may spend on one file."""
 SHOWN_INPUTS = 20
 """Of more INPUTs the ledger keeps a hash, as it may have to show them in one line."""
-STDIN_TICK = 0.2
-"""Seconds after which a wait for standard input looks whether the run is over."""
 _GEOMETRY = "letterbox-256"
 """Names how slices of other sizes are scaled; part of a run's identity."""
 
@@ -234,39 +229,8 @@ def count_slices(options: Options, over: threading.Event) -> int | None:
 
 
 def _discovery(options: Options, stop: threading.Event) -> Discovery:
-    listed = None if options.files_from is None else _listed(options.files_from, stop)
+    listed = None if options.files_from is None else open_list(options.files_from, stop)
     return Discovery(options.inputs, listed, options.out)
-
-
-def _listed(source: str, stop: threading.Event) -> Iterator[bytes]:
-    if source == "-":
-        return read_list(io.BufferedReader(_StandardInput(stop)))
-    try:
-        file = open(source, "rb")  # noqa: SIM115 - open for as long as the walk goes on
-    except OSError as error:
-        raise UsageError(f"--files-from {source}: cannot be read ({error.strerror})") from error
-    return _lines(file)
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        yield from read_list(file)
-
-
-class _StandardInput(io.RawIOBase):
-    """Standard input that ends when `stop` is set, though whoever writes it keeps it open and is silent."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        while not self._stop.is_set():
-            if select.select([sys.stdin.fileno()], [], [], STDIN_TICK)[0]:
-                return os.readv(sys.stdin.fileno(), [buffer])
-        return 0
 
 
 def _earlier(options: Options) -> dict[str, object] | None:
@@ -346,7 +310,8 @@ def _pipeline(
     """Start the workers, then load the models while those come up."""
     cores = len(os.sched_getaffinity(0))
     workers = options.workers or max(1, min(8, cores // 2))
-    scorers = 2
+    # A call into OpenVINO fills every core by itself; one into ONNX Runtime fills one.
+    scorers = OPENVINO_SCORERS if plan.backend == "openvino" else max(2, cores)
     blocks = scorers + WRITERS + workers + 1
     ring = stack.enter_context(
         Ring(blocks=blocks, block_size=options.batch, workers=workers, timeout_s=FILE_TIMEOUT)

@@ -39,9 +39,10 @@ class Augmentation:
     def __call__(self, image: U8, mask: U8, rng: np.random.Generator) -> tuple[U8, U8]:
         """Change `[H,W,3]` and its mask `[H,W]` together; both come back new, of the same shapes."""
         image, mask = self._move(image, mask, rng)
+        image = self._shade(image, rng)
         if rng.random() < self.drop_channel:
             image[..., rng.choice((0, 2))] = image[..., 1]
-        return self._shade(image, rng), mask
+        return image, mask
 
     def _move(self, image: U8, mask: U8, rng: np.random.Generator) -> tuple[U8, U8]:
         height, width = mask.shape
@@ -61,7 +62,7 @@ class Augmentation:
         height, width = image.shape[:2]
         channels = image.shape[2:]
         coarse = rng.uniform(-1, 1, (3, 3)).astype(np.float32)
-        field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
         shaded = image.astype(np.float32)
         shaded *= (1 + self.bias_field * field)[..., None]
         shaded *= rng.uniform(1 - self.gain, 1 + self.gain, channels).astype(np.float32)

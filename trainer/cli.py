@@ -38,6 +38,9 @@ def train_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="The most epochs (else the preset's).")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Slices a step (else the preset's).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="The highest (else the preset's).")
+    ] = None,
     momentum: Annotated[
         float | None,
         typer.Option(
@@ -67,7 +70,13 @@ def train_command(
     from trainer.presets import PRESETS
 
     recipe = PRESETS[(preset, kind)]
-    changes: dict[str, Any] = {"slices": slices, "epochs": epochs, "batch_size": batch, "momentum": momentum}
+    changes: dict[str, Any] = {
+        "slices": slices,
+        "epochs": epochs,
+        "batch_size": batch,
+        "momentum": momentum,
+        "learning_rate": learning_rate,
+    }
     recipe = dataclasses.replace(
         recipe, **{name: value for name, value in changes.items() if value is not None}
     )

@@ -15,7 +15,6 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from engine.errors import Failure, UsageError
 from engine.sources.files import NOT_A_FILE, io_failure
@@ -26,8 +25,6 @@ ENDINGS = (b".tif", b".tiff", b".png", b".jpg", b".jpeg", b".webp")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _DIGITS = re.compile(rb"[0-9]+")
 _NUMBER = b"0"
-_SNIFFED_BYTES = 64 * 1024
-_LONGEST_LINE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,25 +241,6 @@ class Discovery:
         )
 
 
-def read_list(source: BinaryIO) -> Iterator[bytes]:
-    """Yield the paths of a list, one a line or NUL-separated, as they are read.
-
-    A NUL in the first 64 KiB tells which. A carriage return at a line's end and empty lines are dropped.
-    Raises UsageError for a line longer than 64 KiB: that is no list of paths.
-    """
-    block = source.read(_SNIFFED_BYTES)
-    separator = b"\0" if b"\0" in block else b"\n"
-    rest = b""
-    while block:
-        *lines, rest = (rest + block).split(separator)
-        if len(rest) > _LONGEST_LINE:
-            raise UsageError("--files-from: not a list of paths (a line is longer than 64 KiB)")
-        yield from (path for line in lines if (path := _line(line, separator)))
-        block = source.read(_SNIFFED_BYTES)
-    if path := _line(rest, separator):
-        yield path
-
-
 def natural_key(name: bytes) -> bytes:
     """Return a key of one path component; keys compare (as bytes) as their names do, numbers by value.
 
@@ -285,10 +263,6 @@ def natural_key(name: bytes) -> bytes:
 def _length(value: int) -> bytes:
     full, rest = divmod(value, 255)
     return b"\xff" * full + bytes((rest,))
-
-
-def _line(line: bytes, separator: bytes) -> bytes:
-    return line.removesuffix(b"\r") if separator == b"\n" else line
 
 
 def _typed(text: str) -> bytes:

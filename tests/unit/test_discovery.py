@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from engine.sources.discovery import Discovery, SourceFile, Unlisted, natural_key, read_list
+from engine.sources.discovery import Discovery, SourceFile, Unlisted, natural_key
+from engine.sources.lists import read_list
 from tests.badfiles import write_bad_files
 
 NOBODY = 65_534
