@@ -11,16 +11,11 @@ commits in this journal mode.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import shutil
-import socket
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -29,7 +24,9 @@ from typing import Any, Final, Literal, Self, cast
 
 import numpy as np
 
+from engine.disk import cannot_write, disk_full
 from engine.errors import MachineError, UsageError
+from engine.lock import RunLock
 
 Status = Literal["ok", "quarantined"]
 
@@ -134,7 +131,7 @@ _values_of = attrgetter(*(field.name for field in fields(SliceRow)))
 class Ledger:
     """An open ledger, held by this run alone. Any thread may call it; calls wait for one another."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, run_lock: _RunLock) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, run_lock: RunLock) -> None:
         """Use `Ledger.open`."""
         self.path = path
         self._connection = connection
@@ -152,7 +149,7 @@ class Ledger:
         refuses a truncated file by itself, and a continuation reads every row before the tables are written,
         so damage is met in time.
         """
-        run_lock = _RunLock.take(path)
+        run_lock = RunLock.take(path)
         try:
             if fresh:
                 _delete(path)
@@ -280,83 +277,6 @@ def stored_identity(path: Path) -> dict[str, object] | None:
                 return _read_identity(connection, path)
 
 
-def cannot_write(path: Path, error: OSError) -> MachineError:
-    """The MachineError of an `error` met while writing `path`: a full disk is told with the bytes left."""
-    folder = path if path.is_dir() else path.parent
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _disk_full(folder)
-    return MachineError(f"{path}: cannot be written ({error.strerror}): give --out a folder that can be")
-
-
-def _disk_full(folder: Path) -> MachineError:
-    try:
-        free = f"{shutil.disk_usage(folder).free:,} bytes free"
-    except OSError:
-        free = "free space unknown"
-    return MachineError(
-        f"{folder}: the disk is full ({free}): make room, then run the same command to continue"
-    )
-
-
-class _RunLock:
-    """`run.lock` beside the ledger: one run an output folder. The kernel frees it when its process ends."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-        self._held = True
-
-    @classmethod
-    def take(cls, ledger: Path) -> Self:
-        _make_folder(ledger.parent)
-        path = ledger.with_suffix(".lock")
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise cannot_write(path, error) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same_file(descriptor, path):  # else its last holder deleted it before we locked it
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-                    return cls(path, descriptor)
-                os.close(descriptor)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UsageError(
-                    f"{ledger.parent}: another run ({holder or 'process unknown'}) is writing here: "
-                    "wait for its end, or give another --out"
-                ) from None
-            except OSError as error:
-                os.close(descriptor)
-                raise cannot_write(path, error) from error
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            with suppress(OSError):  # a lock file that stays is taken again by the next run
-                self._path.unlink()
-            os.close(self._descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{folder}: is not a folder: give --out a folder") from None
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _delete(path: Path) -> None:
     """Delete a ledger, then its journal (SQLite drops a lone journal, but trusts a file without one)."""
     try:
@@ -439,7 +359,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise _not_a_ledger(path, f"is damaged or no ledger ({error})") from error
         if code == sqlite3.SQLITE_FULL:
-            raise _disk_full(path.parent) from error
+            raise disk_full(path.parent) from error
         if code == sqlite3.SQLITE_BUSY:
             raise MachineError(f"{path}: held by another program: close that, then run again") from error
         if code in (

@@ -18,23 +18,26 @@ from typing import Literal, cast
 
 from engine.bundle import Bundle
 from engine.cascade import Cascade, OperatingPoint
+from engine.disk import cannot_write
 from engine.errors import UsageError
-from engine.ledger import Counts, Ledger, cannot_write, stored_identity
+from engine.ledger import Counts, Ledger, stored_identity
 from engine.outputs import runjson
-from engine.outputs.masks import clean_stale
+from engine.outputs.atomic import clean_stale
 from engine.outputs.rows import RowWriter
 from engine.outputs.tables import write_tables
 from engine.pending import Pending
 from engine.pipeline import WRITERS, Pipeline, Totals
+from engine.report import write_run_report
 from engine.ring import Ring
+from engine.run import Options, Outcome, Plan, Survey
 from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
 from engine.runners.base import Precision, Runner
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.lists import open_list
 
+__all__ = ["Options", "Outcome", "Plan", "Stop", "Survey", "Watcher", "count_slices", "score", "survey"]
+
 LEDGER = "run.sqlite"
-BLOCK = 16
-"""Slices a ring block: enough that the cascade's two passes fill every core, and few enough to cost 3 MB."""
 OPENVINO_SCORERS = 2
 """Threads that call the cascade: while one waits for its last slices the other keeps the cores busy."""
 FILE_TIMEOUT = 60.0
@@ -45,35 +48,6 @@ _GEOMETRY = "letterbox-256"
 """Names how slices of other sizes are scaled; part of a run's identity."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to score, where to, and how; the command's options of the same names explain each.
-
-    `backend` and `precision` "auto" take what the run was begun with, else the best there is. `batch` is the
-    slices a block, `workers` the decode processes (None: by the cores). `max_runtime` is in seconds.
-    `files_from` is a file that lists the slices, or "-" for standard input.
-    """
-
-    inputs: tuple[str, ...]
-    out: Path
-    bundle: Path | None = None
-    files_from: str | None = None
-    limit: int | None = None
-    batch: int = BLOCK
-    workers: int | None = None
-    backend: str = "auto"
-    precision: str = "auto"
-    threshold: float | None = None
-    mask_threshold: float | None = None
-    gate: bool = True
-    masks: Literal["png", "none"] = "png"
-    overlays: bool = False
-    retry: bool = False
-    fresh: bool = False
-    max_runtime: float | None = None
-    arguments: tuple[str, ...] = ()
-
-
 class Watcher:
     """Hears how a run goes on, in the thread that called `score`; this one keeps quiet."""
 
@@ -82,48 +56,6 @@ class Watcher:
 
     def goes_on(self, totals: Totals) -> None:
         """Called a few times a second, and after each transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will be done with."""
-
-    bundle: Bundle
-    backend: str
-    precision: tuple[Precision, Precision]
-    operating: OperatingPoint
-    continued: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. `finished` is False when it was stopped; the same call continues it."""
-
-    plan: Plan
-    out: Path
-    finished: bool
-    nothing_new: bool
-    counts: Counts
-    totals: Totals
-    gated_out: int
-    skipped_masks: int
-    skipped_other: int
-
-    @property
-    def slices_per_second(self) -> float:
-        """This call's rate, first slice read to last row committed."""
-        return self.totals.slices / self.totals.seconds if self.totals.seconds > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a dry run found: slices in the input, and of these how many are still to be scored."""
-
-    plan: Plan
-    slices: int
-    pending: int
-    skipped_masks: int
-    skipped_other: int
 
 
 @dataclass(slots=True)
@@ -193,7 +125,7 @@ def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = 
         if first is not None or (outcome.finished and not ledger.get_meta("reported")):
             seconds = float(cast("float", ledger.get_meta("seconds") or 0.0)) + totals.seconds
             ledger.set_meta("seconds", seconds)
-            _report(options, outcome, begun, start_up, tables, seconds)
+            write_run_report(options, outcome, begun, start_up, tables, seconds)
             ledger.set_meta("reported", outcome.finished)
         return outcome
 
@@ -340,49 +272,6 @@ def _runner(plan: Plan, model: Literal["classifier", "segmenter"]) -> Runner:
     precision = plan.precision[0 if model == "classifier" else 1]
     outputs = plan.operating.segmenter_outputs if model == "segmenter" else None
     return open_runner(plan.backend, plan.bundle, model, precision, outputs=outputs)
-
-
-def _report(
-    options: Options, outcome: Outcome, begun: datetime, start_up: float, tables: float, seconds: float
-) -> None:
-    plan, totals, counts = outcome.plan, outcome.totals, outcome.counts
-    report = runjson.RunReport(
-        arguments=list(options.arguments),
-        started=begun,
-        ended=datetime.now(UTC),
-        finished=outcome.finished,
-        continued=plan.continued,
-        bundle=runjson.BundleReport(name=plan.bundle.manifest.name, sha256=plan.bundle.sha256),
-        runtime=plan.backend,
-        runtime_version=runjson.package_versions().get(plan.backend, ""),
-        precision={"classifier": plan.precision[0], "segmenter": plan.precision[1]},
-        operating_point=runjson.OperatingReport(
-            gate=plan.operating.gated,
-            gate_threshold=plan.operating.gate_threshold,
-            mask_threshold=plan.operating.mask_threshold,
-            min_pixels=plan.operating.min_pixels,
-        ),
-        counts=runjson.CountsReport(
-            slices=counts.ok + counts.quarantined,
-            ok=counts.ok,
-            quarantined=counts.quarantined,
-            has_mask=counts.has_mask,
-            gated_out=outcome.gated_out,
-            skipped_masks=outcome.skipped_masks,
-            skipped_other=outcome.skipped_other,
-        ),
-        timings=runjson.Timings(
-            slices=totals.slices,
-            seconds=totals.seconds,
-            seconds_total=seconds,
-            start_up_seconds=start_up,
-            tables_seconds=tables,
-        ),
-        slices_per_second=outcome.slices_per_second,
-        machine=runjson.describe_machine(),
-        packages=runjson.package_versions(),
-    )
-    runjson.write_report(options.out / "run.json", report)
 
 
 def _remove_outputs(out: Path) -> None:

@@ -66,8 +66,9 @@ def train_command(
     _need_train_extra()
     console = Console(stderr=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from trainer.fit import Request, Watcher, train
+    from trainer.fit import Watcher, train
     from trainer.presets import PRESETS
+    from trainer.runs import Request
 
     recipe = PRESETS[(preset, kind)]
     changes: dict[str, Any] = {

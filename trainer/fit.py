@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,59 +22,16 @@ import keras
 import numpy as np
 import pandas as pd
 
-from engine.errors import UsageError
-from trainer.callbacks import (
-    EpochOrder,
-    ReplayHistory,
-    Report,
-    cosine,
-    has_stopped,
-    next_epoch,
-    read_history,
-    rewrite_history,
-)
+from trainer.callbacks import EpochOrder, ReplayHistory, Report, cosine, has_stopped, read_history
 from trainer.classifier import build_classifier, load_weights_by_layer
 from trainer.dataset import Split, load_frame, split_by_patient, split_by_slice
 from trainer.loader import SliceBatches
 from trainer.losses import focal_tversky, tversky
 from trainer.presets import Kind, Preset
+from trainer.runs import Request, begin, config_of, is_begun, past_epochs
 from trainer.segmenter import build_segmenter
 
 log = logging.getLogger(__name__)
-
-_PRESET_OPTIONS = {
-    "slices": "--slices",
-    "epochs": "--epochs",
-    "batch_size": "--batch",
-    "momentum": "--momentum",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One training, as asked for.
-
-    Args:
-        kind: which model.
-        data: a tree of patients' folders.
-        run: the run folder; one that holds an unfinished run of the same request is resumed.
-        preset: the recipe.
-        extra: further trees whose patients are all trained on (phantoms, say).
-        weights: "none", "imagenet" (downloaded by Keras), or an .npz file filled in by layer name.
-        split: a split file to use instead of a new one.
-        seed: of split, order, augmentation and initial weights.
-        precision: "float32", "mixed_bfloat16", or "auto": the latter where the CPU computes in it.
-    """
-
-    kind: Kind
-    data: Path
-    run: Path
-    preset: Preset
-    extra: tuple[Path, ...] = ()
-    weights: str = "none"
-    split: Path | None = None
-    seed: int = 0
-    precision: str = "auto"
 
 
 @dataclass(slots=True)
@@ -101,8 +58,8 @@ def train(request: Request, watcher: Watcher | None = None) -> dict[str, Any]:
     precision = choose_precision(request.precision)
     keras.config.set_dtype_policy(precision)
 
-    config = _config(request, precision)
-    begun = _is_begun(request.run, config)
+    config = config_of(request, precision)
+    begun = is_begun(request.run, config)
     frame = load_frame(request.data)
     split = Split.load(request.run / "split.json") if begun else _new_split(request, frame)
     batches = _batches(request, frame, split)
@@ -112,9 +69,9 @@ def train(request: Request, watcher: Watcher | None = None) -> dict[str, Any]:
         log.info("%s filled %d layers: %s", request.weights, len(filled), ", ".join(filled))
     _compile(model, request.kind, preset)
     if not begun:
-        _begin(request.run, config, split)
+        begin(request.run, config, split)
 
-    first, past = _past(request.run)
+    first, past = past_epochs(request.run)
     if first < preset.epochs and not has_stopped(past, preset.patience):
         watcher.on_start(first, preset.epochs, len(batches["train"]))
         model.fit(
@@ -157,53 +114,6 @@ def choose_precision(asked: str) -> str:
     return "mixed_bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 
 
-def _config(request: Request, precision: str) -> dict[str, Any]:
-    return {
-        "kind": request.kind,
-        "data": str(request.data),
-        "extra": [str(path) for path in request.extra],
-        "weights": request.weights,
-        "split": None if request.split is None else str(request.split),
-        "seed": request.seed,
-        "precision": precision,
-        "preset": json.loads(json.dumps(asdict(request.preset))),
-    }
-
-
-def _is_begun(run: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds this training; UsageError when it holds another."""
-    path = run / "config.json"
-    if not path.exists():
-        return False
-    different = _differing_options(json.loads(path.read_text()), config)
-    if different:
-        raise UsageError(
-            f"{run} holds a training with another {', '.join(different)}; "
-            "ask for the same to resume it, or give another --run"
-        )
-    return True
-
-
-def _differing_options(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """What a user would have to change for `asked` to be `stored`, as typed on the command line."""
-    different = {name for name in asked if name != "preset" and stored.get(name) != asked[name]}
-    options = {name if name in ("kind", "data") else f"--{name}" for name in different}
-    recipe = {name for name, value in asked["preset"].items() if stored["preset"].get(name) != value}
-    if "name" in recipe:
-        recipe = {"name"}
-    return sorted(options | {_PRESET_OPTIONS.get(name, "--preset") for name in recipe})
-
-
-def _begin(run: Path, config: dict[str, Any], split: Split) -> None:
-    """Write split and config; the config comes last and whole, as it says that the training has begun."""
-    run.mkdir(parents=True, exist_ok=True)
-    split.save(run / "split.json")
-    versions = {"version": keras.__version__, "backend": keras.backend.backend()}
-    partial = run / ".config.json.partial"
-    partial.write_text(json.dumps({**config, "keras": versions}, indent=1) + "\n")
-    partial.replace(run / "config.json")
-
-
 def _new_split(request: Request, frame: pd.DataFrame) -> Split:
     if request.split is not None:
         return Split.load(request.split)
@@ -239,14 +149,6 @@ def _compile(model: keras.Model, kind: Kind, preset: Preset) -> None:
         model.compile(optimizer, focal_tversky, metrics=[tversky])
     else:
         model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
-
-
-def _past(run: Path) -> tuple[int, list[dict[str, float]]]:
-    """The epoch that comes next, and the rows of those before; history.csv is cut to them."""
-    first = next_epoch(run / "backup")
-    past = read_history(run / "history.csv", before=first)
-    rewrite_history(run / "history.csv", past)
-    return first, past
 
 
 def _callbacks(

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cascade import Scores
+from engine.disk import cannot_write
 from engine.errors import Failure
-from engine.ledger import SliceRow, cannot_write
+from engine.ledger import SliceRow
 from engine.outputs.masks import box, write_mask
 from engine.outputs.overlays import write_overlay
 from engine.ring import DecodedBlock, DecodedSlice

@@ -12,8 +12,8 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 import engine
-from engine.ledger import cannot_write
-from engine.outputs.masks import replacing
+from engine.disk import cannot_write
+from engine.outputs.atomic import replacing
 
 _PACKAGES: Final = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "openvino", "pandas", "pycuda",

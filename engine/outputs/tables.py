@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from engine.ledger import Ledger, SliceRow, cannot_write
-from engine.outputs.masks import replacing
+from engine.disk import cannot_write
+from engine.ledger import Ledger, SliceRow
+from engine.outputs.atomic import replacing
 
 RESULT_COLUMNS: Final = (
     "volume", "image_path", "slice", "status", "tumor_probability", "has_mask", "mask_path", "mask_pixels",

@@ -22,9 +22,9 @@ pytest.importorskip("tensorflow", reason="needs the train extra")
 
 from trainer import fit
 from trainer.dataset import Split, load_frame, slice_keys
-from trainer.fit import Request
 from trainer.phantoms import write_phantoms
 from trainer.presets import PRESETS
+from trainer.runs import Request
 
 PHANTOMS = 26
 EPOCHS = 3

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from engine.errors import MachineError
 from engine.ledger import Ledger, SliceRow
 from engine.outputs import runjson
-from engine.outputs.masks import box, clean_stale, replacing, write_mask
+from engine.outputs.atomic import clean_stale, replacing
+from engine.outputs.masks import box, write_mask
 from engine.outputs.overlays import OUTLINE_RGB, draw_overlay, write_overlay
 from engine.outputs.tables import ERROR_COLUMNS, RESULT_COLUMNS, write_tables
 

@@ -1,0 +1,78 @@
+"""The lock of an output folder, so that two runs never write into one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from engine.disk import cannot_write
+from engine.errors import UsageError
+
+
+class RunLock:
+    """`run.lock` beside the ledger: one run an output folder. The kernel frees it when its process ends."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._held = True
+
+    @classmethod
+    def take(cls, ledger: Path) -> Self:
+        """Lock the folder of `ledger`, making it where it is missing.
+
+        Raises UsageError when another run holds it or a file is in its place, MachineError when it cannot be
+        written.
+        """
+        _make_folder(ledger.parent)
+        path = ledger.with_suffix(".lock")
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same_file(descriptor, path):  # else its last holder deleted it before we locked it
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                    return cls(path, descriptor)
+                os.close(descriptor)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise UsageError(
+                    f"{ledger.parent}: another run ({holder or 'process unknown'}) is writing here: "
+                    "wait for its end, or give another --out"
+                ) from None
+            except OSError as error:
+                os.close(descriptor)
+                raise cannot_write(path, error) from error
+
+    def release(self) -> None:
+        """Delete the lock file and let the next run in. Releasing twice is harmless."""
+        if self._held:
+            self._held = False
+            with suppress(OSError):  # a lock file that stays is taken again by the next run
+                self._path.unlink()
+            os.close(self._descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{folder}: is not a folder: give --out a folder") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
