@@ -18,8 +18,8 @@ import numpy as np
 
 from engine.cascade import Cascade, Scores
 from engine.ledger import Ledger, SliceRow
-from engine.outputs.rows import RowWriter
 from engine.ring import DecodedBlock, Ring
+from engine.rows import RowWriter
 from engine.sources.discovery import SourceFile, Unlisted
 
 WRITERS = 2

@@ -23,12 +23,12 @@ from engine.errors import UsageError
 from engine.ledger import Counts, Ledger, stored_identity
 from engine.outputs import runjson
 from engine.outputs.atomic import clean_stale
-from engine.outputs.rows import RowWriter
 from engine.outputs.tables import write_tables
 from engine.pending import Pending
 from engine.pipeline import WRITERS, Pipeline, Totals
 from engine.report import write_run_report
 from engine.ring import Ring
+from engine.rows import RowWriter
 from engine.run import Options, Outcome, Plan, Survey
 from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
 from engine.runners.base import Precision, Runner

@@ -61,8 +61,9 @@ def window(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = np.percentile(counted, WINDOW_PERCENTILES)
     if low == high:
         return np.where(values >= high, 255, 0).astype(np.uint8)
-    scaled: npt.NDArray[np.float64] = np.clip((values - low) * (255.0 / (high - low)), 0.0, 255.0)
-    return np.rint(scaled).astype(np.uint8)
+    # Clipped before it is scaled: a value far outside the window would overflow.
+    inside: npt.NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low)
+    return np.rint(inside * 255.0).astype(np.uint8)
 
 
 def _decode(data: bytes) -> npt.NDArray[Any]:

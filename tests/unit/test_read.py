@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import Failure, SliceError
@@ -254,6 +254,7 @@ def test_a_window_of_few_values_is_defined(values: list[float], expected: list[i
     assert window(np.array(values, np.float32)).tolist() == expected
 
 
+@example([1e300, 4.08e-35, 1.95e-112])
 @given(
     st.lists(st.floats(width=64), min_size=1, max_size=30)
     | st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30)

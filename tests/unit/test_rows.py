@@ -14,8 +14,8 @@ from engine.cascade import Scores
 from engine.errors import Failure, MachineError
 from engine.ledger import SliceRow
 from engine.outputs.overlays import OUTLINE_RGB
-from engine.outputs.rows import RowWriter
 from engine.ring import DecodedBlock, DecodedSlice
+from engine.rows import RowWriter
 from engine.sources.discovery import SourceFile, Unlisted
 
 
