@@ -435,7 +435,7 @@ class StopsAfter(Watcher):
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(data: Path, bundle: Path) -> None:
-    write_slices(data, 150, first=SLICES)
+    write_slices(data, 1500, first=SLICES)
     run(bundle, data, out="whole")
     options = Options(("data",), Path("out"), bundle=bundle, backend="onnxruntime", workers=1, batch=4)
     for _ in range(50):
@@ -561,7 +561,7 @@ def test_in_a_log_there_is_a_plain_line_every_so_often(data: Path, bundle: Path)
         "import engine.pipeline; engine.pipeline.COMMIT_SECONDS = 0.1\n"
         "from engine.cli import main; main()"
     )
-    write_slices(data, 200, first=SLICES)
+    write_slices(data, 800, first=SLICES)
     line = [sys.executable, "-c", program, *command("score", "data", "--bundle", bundle)[3:]]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
