@@ -28,9 +28,9 @@ def write_card(
 ) -> None:
     """Write the card; without an evaluation its table says that nothing was measured yet."""
     extra = training.__pydantic_extra__
-    patients = extra["patients"]
+    parts = extra["parts"]
     phantoms = extra["extra"]
-    assert isinstance(patients, dict)
+    assert isinstance(parts, dict)
     assert isinstance(phantoms, list)
     lines = [
         f"# Model card: {name}",
@@ -52,9 +52,12 @@ def write_card(
         "",
         "## Training data",
         "",
-        f"{training.data}: {patients['train']} patients trained on, {patients['validation']} for choosing",
-        f"epoch and operating point, {patients['test']} for the numbers below; no patient is in two",
-        "parts (split.json).",
+        f"{training.data}: {parts['train']} {extra['split']}s trained on, {parts['validation']} for choosing",
+        f"epoch and operating point, {parts['test']} for the numbers below (split.json).",
+        "No patient is in two parts."
+        if extra["split"] == "patient"
+        else "Slices were split at random, as the article does: neighbours of one patient stand in several "
+        "parts, so the numbers below are far better than the models.",
         f"Terms of that data: {extra.get('data_terms')}. Treat these weights as bound by them.",
         "The classifier started from ImageNet weights of ResNet50 (all but most of its last stage)."
         if extra.get("classifier_weights") != "none"

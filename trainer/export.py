@@ -33,7 +33,7 @@ from trainer.fit import build_model
 from trainer.loader import SliceBatches
 from trainer.metrics import Average
 from trainer.onnx_graphs import classifier_graph, fold_for_export, save_graph, segmenter_graph
-from trainer.operating import ask, choose
+from trainer.operating import ARTICLE_POINT, ask, choose
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class Runs:
     segmenter: Path
     split: Split
     configs: dict[str, dict[str, Any]]
+
+    @property
+    def are_the_articles(self) -> bool:
+        """Whether both follow the article's recipe, which names its operating point too."""
+        return all(config["preset"]["name"] == "article" for config in self.configs.values())
 
     @classmethod
     def open(cls, classifier: Path, segmenter: Path) -> Runs:
@@ -110,7 +115,7 @@ def export(
         say(f"comparing with Keras on {COMPARED_SLICES} slices")
         differences = _compare_with_keras(models, folder, validation)
         say("choosing the operating point on the validation patients")
-        operating = _operating_point(folder, validation)
+        operating = ARTICLE_POINT if runs.are_the_articles else _operating_point(folder, validation)
         save_graph(
             segmenter_graph(models["segmenter"], operating.mask_threshold), folder / _GRAPHS["segmenter"]
         )
@@ -192,7 +197,8 @@ def _write(
             "presets": {kind: config[kind]["preset"]["name"] for kind in config},
             "split_file": SPLIT_FILE,
             "split_sha256": runs.split.sha256,
-            "patients": {part: len(runs.split.names(part)) for part in ("train", "validation", "test")},
+            "split": runs.split.kind,
+            "parts": {part: len(runs.split.names(part)) for part in ("train", "validation", "test")},
             "extra": [Path(path).name for path in config["segmenter"]["extra"]],
             "classifier_weights": Path(config["classifier"]["weights"]).name,
             "segmenter_slices": config["segmenter"]["preset"]["slices"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainer.augment import Augmentation
@@ -57,35 +57,26 @@ _ARTICLE = Preset(
     augmentation=None,
 )
 
+_BEST_CLASSIFIER = Preset(
+    name="best",
+    split="patient",
+    fractions=(0.70, 0.15, 0.15),
+    slices="all",
+    learning_rate=3e-4,
+    epsilon=1e-7,
+    schedule="cosine",
+    batch_size=16,
+    epochs=6,
+    patience=20,
+    momentum=0.95,
+    augmentation=Augmentation(),
+)
+
 PRESETS: dict[tuple[str, Kind], Preset] = {
     ("article", "classifier"): _ARTICLE,
     ("article", "segmenter"): _ARTICLE,
-    ("best", "classifier"): Preset(
-        name="best",
-        split="patient",
-        fractions=(0.70, 0.15, 0.15),
-        slices="all",
-        learning_rate=3e-4,
-        epsilon=1e-7,
-        schedule="cosine",
-        batch_size=16,
-        epochs=6,
-        patience=20,
-        momentum=0.95,
-        augmentation=Augmentation(),
-    ),
-    ("best", "segmenter"): Preset(
-        name="best",
-        split="patient",
-        fractions=(0.70, 0.15, 0.15),
-        slices="tumour",
-        learning_rate=2e-3,
-        epsilon=1e-7,
-        schedule="cosine",
-        batch_size=16,
-        epochs=40,
-        patience=20,
-        momentum=0.97,
-        augmentation=Augmentation(),
+    ("best", "classifier"): _BEST_CLASSIFIER,
+    ("best", "segmenter"): replace(
+        _BEST_CLASSIFIER, slices="tumour", learning_rate=2e-3, epochs=40, momentum=0.97
     ),
 }

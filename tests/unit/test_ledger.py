@@ -396,20 +396,6 @@ def test_a_place_that_cannot_be_written_is_named() -> None:
         Ledger.open(Path("/proc/tumorscan/run.sqlite"), {}, fresh=False)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_and_what_was_committed_stays(small_disk: Path) -> None:
     path = small_disk / "run.sqlite"
     committed = 0

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("keras", reason="needs the train extra")
 
 from trainer.dataset import load_frame
-from trainer.operating import DICE_LOSS, MASK_THRESHOLDS, Answers, ask, choose
+from trainer.operating import ARTICLE_POINT, DICE_LOSS, MASK_THRESHOLDS, Answers, ask, choose
 
 Counts = tuple[int, int]
 
@@ -156,3 +156,11 @@ def test_pixels_are_counted_at_every_threshold(tmp_path_factory: pytest.TempPath
     at = {threshold: given.overlap[:, i].tolist() for i, threshold in enumerate(MASK_THRESHOLDS)}
     assert at[0.4] == [[50, 100], [50, 100], [0, 0]]  # 102 is 0.4 of 255
     assert at[0.5] == [[50, 100], [0, 0], [0, 0]]
+
+
+def test_the_articles_point_is_its_argmax_and_its_rounded_pixel() -> None:
+    assert (ARTICLE_POINT.gate_threshold, ARTICLE_POINT.mask_threshold, ARTICLE_POINT.min_pixels) == (
+        0.5,
+        0.5,
+        1,
+    )

@@ -7,9 +7,7 @@ import json
 import os
 import random
 import re
-import subprocess
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -275,20 +273,6 @@ def test_a_message_is_never_a_formula(tmp_path: Path, message: str) -> None:
 def test_a_message_stays_on_one_line(tmp_path: Path) -> None:
     _, errors = tables_of(tmp_path, [failed(1, "a.tif", "first\nsecond\r\n\x00third")])
     assert errors.decode().splitlines()[1] == "a.tif,0,decode,truncated,first second third"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_a_mask_with_its_errno_and_leaves_no_piece(small_disk: Path) -> None:
