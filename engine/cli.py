@@ -17,6 +17,7 @@ import typer
 from engine import __version__
 from engine.errors import TumorscanError, UsageError
 from engine.sources.discovery import Discovery
+from engine.text import shown
 
 if TYPE_CHECKING:
     from engine.score import Options, Outcome, Stop
@@ -148,7 +149,7 @@ def score_command(
         retry=retry,
         fresh=fresh,
         max_runtime=seconds,
-        arguments=tuple(os.fsencode(word).decode("utf-8", "backslashreplace") for word in sys.argv[1:]),
+        arguments=tuple(map(shown, sys.argv[1:])),
     )
     return _dry_run(options) if dry_run else _score(options, quiet=quiet)
 
@@ -163,7 +164,6 @@ def _refuse_wrong_use(inputs: list[str], files_from: str | None, out: Path, bund
 
 
 def _dry_run(options: Options) -> int:
-    from engine.display import shown
     from engine.score import survey
 
     found = survey(options)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from engine.ledger import Counts
 from engine.pipeline import Totals
 from engine.score import Options, Outcome, Plan, Watcher, count_slices
+from engine.text import shown
 
 LINE_SECONDS = 10.0
 
@@ -92,11 +91,6 @@ class Display(Watcher):
     ) -> None:
         self.over.set()
         self.bar.stop()
-
-
-def shown(path: Path) -> str:
-    """A path as text that can be printed."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def closing_table(outcome: Outcome) -> str:

@@ -20,6 +20,7 @@ from engine.outputs.overlays import write_overlay
 from engine.ring import DecodedBlock, DecodedSlice
 from engine.sources.discovery import Unlisted
 from engine.sources.geometry import place, restore_mask
+from engine.text import shown
 
 MASK_SUFFIX = b"_mask.png"
 OVERLAY_SUFFIX = b"_overlay.png"
@@ -78,7 +79,7 @@ class RowWriter:
             mtime_ns=file.mtime_ns,
             tumor_probability=probability,
             has_mask=int(mask is not None),
-            mask_path="" if mask is None or not self.masks else _as_text(self._mask_name(piece)),
+            mask_path="" if mask is None or not self.masks else shown(self._mask_name(piece)),
             mask_pixels=pixels,
             mask_fraction=pixels / (piece.height * piece.width),
             bbox_x=x,
@@ -101,10 +102,6 @@ class RowWriter:
     @staticmethod
     def _mask_name(piece: DecodedSlice) -> bytes:
         return b"masks/" + piece.file.mask_stem + MASK_SUFFIX
-
-
-def _as_text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
 
 
 def _at_source_size(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

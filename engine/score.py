@@ -34,6 +34,7 @@ from engine.runners import choose_backend, choose_precision, cpu_flags, open_run
 from engine.runners.base import Precision, Runner
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.lists import open_list
+from engine.text import shown
 
 __all__ = ["Options", "Outcome", "Plan", "Stop", "Survey", "Watcher", "count_slices", "score", "survey"]
 
@@ -289,20 +290,15 @@ def _remove_outputs(out: Path) -> None:
 
 def _inputs(options: Options) -> list[str]:
     """INPUT as typed, without / at the end; a shell's long list of files by its first and their hash."""
-    inputs = [_shown(text.rstrip("/") or text[:1]) for text in options.inputs]
+    inputs = [shown(text.rstrip("/") or text[:1]) for text in options.inputs]
     if len(inputs) <= SHOWN_INPUTS:
         return inputs
     digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
     return [inputs[0], f"and {len(inputs) - 1} more of sha256 {digest}"]
 
 
-def _shown(text: str) -> str:
-    """A path as text that can be stored and printed."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
 def _nothing_there(options: Options, discovery: Discovery) -> UsageError:
-    where = ", ".join(map(_shown, options.inputs)) or "the list"
+    where = ", ".join(map(shown, options.inputs)) or "the list"
     skipped = []
     if discovery.skipped_masks:
         skipped.append(f"{discovery.skipped_masks} files named *_mask.*")

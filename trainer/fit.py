@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from engine.runners import BF16_FLAGS, cpu_flags
 from trainer.callbacks import EpochOrder, ReplayHistory, Report, cosine, has_stopped, read_history
 from trainer.classifier import build_classifier, load_weights_by_layer
 from trainer.dataset import Split, load_frame, split_by_patient, split_by_slice
@@ -109,9 +110,7 @@ def choose_precision(asked: str) -> str:
     """The policy to train in: "auto" is mixed_bfloat16 where the CPU multiplies in bfloat16, else float32."""
     if asked != "auto":
         return asked
-    cpu = Path("/proc/cpuinfo")
-    flags = cpu.read_text().split() if cpu.exists() else []
-    return "mixed_bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "mixed_bfloat16" if cpu_flags() & BF16_FLAGS else "float32"
 
 
 def _new_split(request: Request, frame: pd.DataFrame) -> Split:

@@ -11,7 +11,8 @@ from engine.runners.base import Precision, Runner
 
 BACKENDS = ("openvino", "onnxruntime")
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""Of a CPU that multiplies in bfloat16, as Linux names them."""
 
 
 def choose_backend(asked: str) -> str:
@@ -26,7 +27,7 @@ def choose_backend(asked: str) -> str:
 def choose_precision(bundle: Bundle, backend: str, flags: frozenset[str]) -> tuple[Precision, Precision]:
     """The fastest (classifier, segmenter) pair that this CPU has and whose recorded parity holds."""
     recorded = bundle.manifest.parity.get("openvino:bf16", {}).get("holds")
-    if backend == "openvino" and flags & _BF16_FLAGS and recorded is True:
+    if backend == "openvino" and flags & BF16_FLAGS and recorded is True:
         return "bf16", "bf16"
     return "fp32", "fp32"
 

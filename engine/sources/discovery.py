@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engine.errors import Failure, UsageError
 from engine.sources.files import NOT_A_FILE, io_failure
+from engine.text import shown
 
 ENDINGS = (b".tif", b".tiff", b".png", b".jpg", b".jpeg", b".webp")
 
@@ -272,7 +273,7 @@ def _typed(text: str) -> bytes:
 
 def _text(path: bytes) -> str:
     """Return `path` as text that opens where it can, and that no spreadsheet takes for a formula."""
-    text = path.decode("utf-8", "backslashreplace")
+    text = shown(path)
     return f"./{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
