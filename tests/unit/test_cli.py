@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import __version__
-from engine.cli import _seconds
+from engine.commands.score import _seconds
 from engine.errors import UsageError
 from tests.runs import command, environment, tumorscan
 
