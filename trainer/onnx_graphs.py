@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from trainer.rewrite import lift_convolutions
+
 OPSET = 18
 """The newest that tf2onnx 1.17 writes rightly (21 fails)."""
 
@@ -64,7 +66,10 @@ def classifier_graph(model: keras.Model) -> onnx.ModelProto:
 
 
 def segmenter_graph(model: keras.Model, mask_threshold: float) -> onnx.ModelProto:
-    """`images` to `mask` uint8, `mask_pixels` int32 and `mask_probability` uint8, from a folded segmenter."""
+    """`images` to `mask` uint8, `mask_pixels` int32 and `mask_probability` uint8, from a folded segmenter.
+
+    The 1x1 convolutions behind each upsampling are computed before it: same kernels, another order of sums.
+    """
     import tensorflow as tf
 
     def call(images: Any) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def segmenter_graph(model: keras.Model, mask_threshold: float) -> onnx.ModelProt
             "mask_probability": tf.cast(tf.floor(probability * 255.0 + 0.5), tf.uint8),
         }
 
-    return _convert(call, model)
+    return lift_convolutions(_convert(call, model))
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
