@@ -1,4 +1,4 @@
-"""The lock of an output folder, so that two runs never write into one."""
+"""Locks that are files: one holder at a time, and the kernel frees what a dead process held."""
 
 from __future__ import annotations
 
@@ -13,13 +13,54 @@ from engine.disk import cannot_write
 from engine.errors import UsageError
 
 
-class RunLock:
-    """`run.lock` beside the ledger: one run an output folder. The kernel frees it when its process ends."""
+class LockHeldError(Exception):
+    """Another holds the lock; `holder` says who, such as "process 12 on gpu-3"."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+class FileLock:
+    """A lock file, locked. It names its holder, and is deleted when it is released."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
+        """Use `FileLock.acquire`."""
         self._path = path
         self._descriptor = descriptor
         self._held = True
+
+    @classmethod
+    def acquire(cls, path: Path) -> Self:
+        """Lock `path` at once, making the file. Raises LockHeldError; OSError where it cannot be written."""
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same_file(descriptor, path):  # else its last holder deleted it before we locked it
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                    return cls(path, descriptor)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise LockHeldError(holder or "process unknown") from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Delete the lock file and let the next one in. Releasing twice is harmless."""
+        if self._held:
+            self._held = False
+            with suppress(OSError):  # a lock file that stays is taken again by the next one
+                self._path.unlink()
+            os.close(self._descriptor)
+
+
+class RunLock(FileLock):
+    """`run.lock` beside the ledger: one run an output folder."""
 
     @classmethod
     def take(cls, ledger: Path) -> Self:
@@ -30,36 +71,15 @@ class RunLock:
         """
         _make_folder(ledger.parent)
         path = ledger.with_suffix(".lock")
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise cannot_write(path, error) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same_file(descriptor, path):  # else its last holder deleted it before we locked it
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-                    return cls(path, descriptor)
-                os.close(descriptor)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UsageError(
-                    f"{ledger.parent}: another run ({holder or 'process unknown'}) is writing here: "
-                    "wait for its end, or give another --out"
-                ) from None
-            except OSError as error:
-                os.close(descriptor)
-                raise cannot_write(path, error) from error
-
-    def release(self) -> None:
-        """Delete the lock file and let the next run in. Releasing twice is harmless."""
-        if self._held:
-            self._held = False
-            with suppress(OSError):  # a lock file that stays is taken again by the next run
-                self._path.unlink()
-            os.close(self._descriptor)
+        try:
+            return cls.acquire(path)
+        except LockHeldError as held:
+            raise UsageError(
+                f"{ledger.parent}: another run ({held.holder}) is writing here: "
+                "wait for its end, or give another --out"
+            ) from None
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -73,6 +93,6 @@ def _make_folder(folder: Path) -> None:
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

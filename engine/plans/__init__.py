@@ -1,0 +1,1 @@
+"""TensorRT plans: the FP16 graph, the builder, the cache."""
