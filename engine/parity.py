@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,11 @@ from pydantic import JsonValue
 from engine.cascade import Scores
 
 Mask = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+Standing = Literal["proven", "weakly proven", "failed"]
+
+ENOUGH_MASKS = 8
+"""Masks that both have to draw before their likeness says much of a runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +36,29 @@ FP16_LIMITS = Limits(dice_fall=0.001, flip_fraction=0.002, mask_dice=0.99)
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is true of n slices: the volume of each, and its mask uint8 [n,256,256] (not 0: tumour)."""
+    """What is true of n slices: masks uint8 [n,256,256] (not 0: tumour), and the volume of each.
 
-    volumes: Sequence[str]
+    A slice whose truth is not known has None for its volume; it counts in all but Dice against truth.
+    """
+
+    volumes: Sequence[str | None]
     masks: Mask
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The same n slices scored twice. `valid` bool [n] are those that count."""
+    """The same n slices scored twice. `valid` bool [n] are those that count.
 
-    valid: npt.NDArray[np.bool_]
+    `gate` is the gate's threshold where both cascades sent every slice to the segmenter: more masks are then
+    compared, while the gate's decisions stay to be judged. A slice flips where has_mask differs with the gate
+    or without, and Dice against truth is that of the masks behind the gate.
+    """
+
+    valid: Flags
     reference: Scores
     other: Scores
     truth: Truth | None = None
+    gate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,7 @@ class ParityReport:
 
     `mask_dice` is the mean over the `masks_both` slices where both give a mask; `dice_reference` and
     `dice_other` are mean per-volume Dice against truth, `dice_fall` what `other` loses. `non_finite` counts
-    probabilities of either that are no numbers; they stand in no other figure.
+    slices where a probability of either is no number; these are in neither of the probability errors.
     """
 
     slices: int
@@ -80,25 +95,54 @@ class ParityReport:
             return None
         return self.dice_reference - self.dice_other
 
+    def broken(self, limits: Limits) -> tuple[str, ...]:
+        """What keeps `other` from standing for `reference`, a clause each; empty where parity holds.
+
+        Judged by all that was measured. Of the masks that the reference draws, both have to draw at least
+        ENOUGH_MASKS, or all where there are fewer: among thousands of slices with few masks, one that draws
+        none would stay within the limit of flips and have no mask whose Dice could be judged.
+        """
+        return tuple(self._broken(limits))
+
+    def _broken(self, limits: Limits) -> Iterator[str]:
+        if self.slices == 0:
+            yield "no slices were compared"
+        if self.non_finite:
+            yield f"{self.non_finite:,} probabilities are no numbers (none may be)"
+        if self.flip_fraction > limits.flip_fraction:
+            yield f"has_mask flips on {self.flip_fraction:.2%} of slices (at most {limits.flip_fraction:.2%})"
+        if self.masks_both < (least := min(ENOUGH_MASKS, self.masks_reference)):
+            yield f"both draw {self.masks_both:,} of {self.masks_reference:,} masks (at least {least})"
+        if self.mask_dice is not None and self.mask_dice < limits.mask_dice:
+            yield f"mask Dice is {self.mask_dice:.4f} (at least {limits.mask_dice})"
+        if self.dice_fall is not None and self.dice_fall > limits.dice_fall:
+            yield f"Dice against truth falls by {self.dice_fall:.5f} (at most {limits.dice_fall})"
+
     def holds(self, limits: Limits) -> bool:
-        """Whether `other` may stand for `reference`: judged by all that was measured, never by no slices."""
-        return (
-            self.slices > 0
-            and self.non_finite == 0
-            and self.flip_fraction <= limits.flip_fraction
-            and (self.mask_dice is None or self.mask_dice >= limits.mask_dice)
-            and (self.dice_fall is None or self.dice_fall <= limits.dice_fall)
-        )
+        """Whether `other` may stand for `reference`."""
+        return not self.broken(limits)
 
     def record(self, limits: Limits) -> dict[str, JsonValue]:
-        """What bundle.json keeps: every figure, the limits, and whether they hold."""
+        """What bundle.json keeps: every figure, the limits, and how it stands."""
         return {
             **asdict(self),
             "flip_fraction": self.flip_fraction,
             "dice_fall": self.dice_fall,
             "limits": asdict(limits),
             "holds": self.holds(limits),
+            "standing": standing(self, limits),
         }
+
+
+def standing(report: ParityReport, limits: Limits) -> Standing:
+    """What the report proves of `other`.
+
+    "weakly proven" holds, but on fewer than ENOUGH_MASKS masks. Those that both draw are counted, as only
+    they had their likeness measured; the reference has at least as many.
+    """
+    if not report.holds(limits):
+        return "failed"
+    return "proven" if report.masks_both >= ENOUGH_MASKS else "weakly proven"
 
 
 @dataclass(slots=True)
@@ -147,25 +191,40 @@ class _Tally:
         valid, one, two = block.valid, block.reference, block.other
         self.slices += int(valid.sum())
         self._add_probabilities(one.tumor_probability[valid], two.tumor_probability[valid])
-        self.flips += int(np.count_nonzero((one.has_mask != two.has_mask) & valid))
+        decided = _decided(one, block.gate), _decided(two, block.gate)
+        flipped = (one.has_mask != two.has_mask) | (decided[0] != decided[1])
+        self.flips += int(np.count_nonzero(flipped & valid))
         self.masks_reference += int(np.count_nonzero(one.has_mask & valid))
         self.masks_other += int(np.count_nonzero(two.has_mask & valid))
         self.dices += [
             dice(one.masks[i], two.masks[i]) for i in _positions(one.has_mask & two.has_mask & valid)
         ]
         if block.truth is not None:
-            for i in _positions(valid):
-                first, second = self.against_truth[block.truth.volumes[i]]
-                first.add(one.masks.get(i), block.truth.masks[i])
-                second.add(two.masks.get(i), block.truth.masks[i])
+            self._add_truth(block, block.truth, decided)
 
     def _add_probabilities(self, one: npt.NDArray[np.float32], two: npt.NDArray[np.float32]) -> None:
         finite = np.isfinite(one) & np.isfinite(two)
         self.non_finite += int(np.count_nonzero(~finite))
         self.errors.append(np.abs(one[finite].astype(np.float64) - two[finite]))
 
+    def _add_truth(self, block: Compared, truth: Truth, decided: tuple[Flags, Flags]) -> None:
+        for i in _positions(block.valid):
+            volume = truth.volumes[i]
+            if volume is None:
+                continue
+            pairs = zip(self.against_truth[volume], (block.reference, block.other), decided, strict=True)
+            for overlap, scores, has_mask in pairs:
+                overlap.add(scores.masks[i] if has_mask[i] else None, truth.masks[i])
 
-def _positions(flags: npt.NDArray[np.bool_]) -> list[int]:
+
+def _decided(scores: Scores, gate: float | None) -> Flags:
+    """has_mask behind the gate, bool [n], where the slices were scored without it."""
+    return (
+        scores.has_mask if gate is None else scores.has_mask & (scores.tumor_probability >= np.float32(gate))
+    )
+
+
+def _positions(flags: Flags) -> list[int]:
     return [int(i) for i in np.flatnonzero(flags)]
 
 

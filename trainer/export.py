@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,12 +21,12 @@ import pandas as pd
 from pydantic import JsonValue
 
 from engine.bundle import Bundle, Metric, Normalisation, Operating, Training, record_parity, write_manifest
-from engine.cascade import Cascade, OperatingPoint
-from engine.errors import MachineError, UsageError
-from engine.parity import CPU_LIMITS, Compared, Truth, compare
-from engine.runners import open_runner
+from engine.cascade import OperatingPoint
+from engine.errors import Failure, MachineError, UsageError
+from engine.parity import CPU_LIMITS
 from engine.runners.onnxruntime import OnnxRuntimeRunner
 from engine.score import Options, score
+from engine.trial import open_cascade, read_slices, trial
 from trainer.card import write_card
 from trainer.dataset import Split, load_frame
 from trainer.evaluate import Evaluation, evaluate
@@ -274,34 +275,18 @@ def _metrics(evaluation: Evaluation) -> dict[str, Metric]:
 
 def _record_bf16(bundle: Bundle, validation: pd.DataFrame) -> Bundle:
     """Compare OpenVINO in bfloat16 with ONNX Runtime in float32; where the CPU has none, record nothing."""
-    try:
-        runners = [
-            open_runner("openvino", bundle, "classifier", "bf16"),
-            open_runner("openvino", bundle, "segmenter", "bf16"),
-        ]
-    except MachineError as error:
-        log.info("bf16 is not measured: %s", error)
-        return bundle
     point = OperatingPoint.of(bundle)
-    reference = [
-        open_runner("onnxruntime", bundle, "classifier"),
-        open_runner("onnxruntime", bundle, "segmenter"),
-    ]
-    with runners[0], runners[1], reference[0], reference[1]:
-        report = compare(
-            _scored_twice(
-                Cascade(reference[0], reference[1], point), Cascade(runners[0], runners[1], point), validation
-            )
-        )
+    slices = read_slices((), map(os.fsencode, validation["image_path"]), truth=True, on_bad=_refuse)
+    with ExitStack() as stack:
+        try:
+            other = stack.enter_context(open_cascade(bundle, "openvino", "bf16", point))
+        except MachineError as error:
+            log.info("bf16 is not measured: %s", error)
+            return bundle
+        reference = stack.enter_context(open_cascade(bundle, "onnxruntime", "fp32", point))
+        report = trial(reference, other, slices)
     return record_parity(bundle, "openvino:bf16", report.record(CPU_LIMITS))
 
 
-def _scored_twice(reference: Cascade, other: Cascade, frame: pd.DataFrame) -> Any:
-    batches = SliceBatches(frame, target="mask", batch_size=32)
-    for index in range(len(batches)):
-        images, masks = batches[index]
-        images = images.astype(np.uint8, copy=False)
-        valid = np.ones(len(images), bool)
-        volumes = frame["patient_id"].iloc[index * 32 : index * 32 + len(images)].tolist()
-        truth = Truth(volumes, masks[..., 0].astype(np.uint8))
-        yield Compared(valid, reference.score(images, valid), other.score(images, valid), truth)
+def _refuse(path: str, failure: Failure) -> None:
+    raise UsageError(f"{path}: {failure.message}; or remove it and its mask")

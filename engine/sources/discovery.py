@@ -91,16 +91,18 @@ class Discovery:
     written _up; where a list mixes absolute and relative paths, those of the kind that came second go below
     _root or _here, so that two files never share a mask.
 
+    `out` is where results will be written, None where nothing is.
+
     Raises UsageError: nothing to do, a missing INPUT, one given twice, the output inside an INPUT or around
     it. The same is raised while iterating where a listed path or a link leads into the output.
     """
 
-    def __init__(self, inputs: Sequence[str], files_from: Iterable[bytes] | None, out: Path) -> None:
+    def __init__(self, inputs: Sequence[str], files_from: Iterable[bytes] | None, out: Path | None) -> None:
         if not inputs and files_from is None:
             raise UsageError("nothing to score: name a folder, files, or --files-from LIST")
         if inputs and files_from is not None:
             raise UsageError("both INPUT and --files-from are given: give one of them")
-        self._out = os.path.realpath(os.fsencode(out))
+        self._out = None if out is None else os.path.realpath(os.fsencode(out))
         self._files_from = files_from
         self._inputs = [_typed(text) for text in inputs]
         self._refuse_bad_inputs()
@@ -131,6 +133,8 @@ class Discovery:
             self._refuse_overlap(typed)
 
     def _refuse_overlap(self, path: bytes) -> None:
+        if self._out is None:
+            return
         place, out = os.path.realpath(path), self._out
         if _contains(place, out):
             where = "is" if place == out else "lies inside"

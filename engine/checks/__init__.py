@@ -1,0 +1,1 @@
+"""What `tumorscan doctor` looks at, one file a subject."""
