@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, get_args
 
 from engine.bundle import Bundle, Model
-from engine.cascade import Cascade, OperatingPoint
+from engine.cascade import OperatingPoint
 from engine.disk import cannot_write
 from engine.driver import Driver, probe_driver
-from engine.errors import Failure, MachineError, UsageError
-from engine.parity import FP16_LIMITS, ParityReport, standing
+from engine.errors import MachineError, UsageError
+from engine.gpu.host import open_plans
+from engine.parity import ParityReport
 from engine.plans.builder import BuildRequest, Built, build_plan, refuse_nonsense
 from engine.plans.cache import CachedPlan, PlanCache, PlanKey, cache_folder
 from engine.plans.half import PLAN_CONTRACT, half_graph
-from engine.plans.sidecar import Flavour, LayerRecord, PlanRecord, Proof
+from engine.plans.sidecar import Flavour, LayerRecord, PlanRecord
 from engine.plans.toolkit import Toolkit, build_targets, load_toolkit
-from engine.runners.half import HalfGraphRunner
+from engine.proof import Watch, check_half_graphs, proof_slices, prove_plans
 from engine.text import shown
-from engine.trial import Block, open_cascade, read_slices, trial
-
-log = logging.getLogger(__name__)
 
 BATCH: Final = 64
 """Slices a plan works on at a time."""
-CHECKED_SLICES: Final = 64
-"""On so many slices is an FP16 graph compared with float32 before a plan is built of it."""
 
 MODELS: Final[tuple[Model, ...]] = get_args(Model)
-
-Watch = Callable[[str, float | None], None]
-"""Hears what is being done, and how much of it, 0 to 1, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +59,15 @@ class MadePlan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Both plans; and, where one was built, how the models' FP16 form compared with float32 on `slices`."""
+    """Both plans; and, where one was built, how the models' FP16 form compared with float32 on `slices`.
+
+    `unproven` says why the parity gate was not run on them, where it was asked for and could not be.
+    """
 
     plans: tuple[MadePlan, ...]
     check: ParityReport | None
     slices: str
+    unproven: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +86,14 @@ class _Workshop:
 def build_plans(options: BuildOptions, watch: Watch) -> Outcome:
     """The classifier's and the segmenter's plan, from the cache or built now.
 
-    A plan built here is `unproven`: the parity gate runs where it is first used (`engine.parity`).
+    With `inputs` and a GPU that the plans run on, the parity gate is run on these slices at once; otherwise
+    they are `unproven` until they are first used.
 
     Raises:
         UsageError: a batch, level or workspace that makes no sense; a bundle that is damaged or cannot be
             taken to FP16; a cached plan that is not to be trusted, or failed its proof before.
-        MachineError: no TensorRT, no driver, no GPU where one is needed, no space.
+        MachineError: no TensorRT, no driver, no GPU where one is needed, no space; plans that fail
+            their proof.
     """
     refuse_nonsense(options.batch, options.workspace, options.level)
     toolkit = load_toolkit(options.flavour)
@@ -117,65 +113,12 @@ def build_plans(options: BuildOptions, watch: Watch) -> Outcome:
     checked = _Checked()
     plans = tuple(_make(shop, model, keys[model], checked) for model in MODELS)
     slices = f"slices of {', '.join(options.inputs)}" if options.inputs else "drawn slices"
+    if options.inputs and any(made.plan.record.proof.status == "unproven" for made in plans):
+        try:
+            plans = _proven(shop, plans, slices)
+        except _CannotRunHereError as error:
+            return Outcome(plans, checked.report, slices, unproven=str(error))
     return Outcome(plans, checked.report, slices)
-
-
-def prove_plans(
-    bundle: Bundle,
-    plans: Sequence[CachedPlan],
-    cache: PlanCache,
-    running: Cascade,
-    blocks: Iterable[Block],
-    slices: str,
-) -> tuple[CachedPlan, ...]:
-    """Put both plans, which `running` runs ungated, through the parity gate, and write down what it says.
-
-    `slices` says in words what `blocks` are of.
-
-    Raises MachineError where they fail: both are then set aside, with the report, and never used again.
-    """
-    with open_cascade(bundle, "onnxruntime", "fp32", running.operating) as reference:
-        report = trial(reference, running, blocks)
-    hashes = [plan.record.plan_sha256 for plan in plans]
-    proofs = [
-        Proof(
-            status=standing(report, FP16_LIMITS),
-            partner_sha256=partner,
-            slices=f"{report.slices} {slices}",
-            date=datetime.now(UTC),
-            report=report.record(FP16_LIMITS),
-        )
-        for partner in reversed(hashes)
-    ]
-    if proofs[0].status == "failed":
-        kept = [shown(cache.set_aside(*each)) for each in zip(plans, proofs, strict=True)]
-        raise MachineError(
-            f"the plans fail their proof against float32 on {proofs[0].slices} "
-            f"({'; '.join(report.broken(FP16_LIMITS)) or 'no slice was compared'}): they are set aside in "
-            f"{' and '.join(kept)}; use --backend openvino or onnxruntime, or build with another TensorRT"
-        )
-    return tuple(cache.prove(*each) for each in zip(plans, proofs, strict=True))
-
-
-def check_half_graphs(
-    bundle: Bundle, graphs: Mapping[Model, bytes], blocks: Iterable[Block], watch: Watch
-) -> ParityReport:
-    """Compare both FP16 graphs with float32 on slices, every one segmented, in ONNX Runtime on the CPU.
-
-    Raises UsageError where they are too far apart for plans to be made of them, or where `blocks` is empty.
-    """
-    point = OperatingPoint.of(bundle, gated=False)
-    with open_cascade(bundle, "onnxruntime", "fp32", point) as reference, ExitStack() as stack:
-        half = [stack.enter_context(HalfGraphRunner(graphs[model], model)) for model in MODELS]
-        report = trial(reference, Cascade(half[0], half[1], point), _counted(blocks, watch))
-    if report.slices == 0:
-        raise UsageError("no slice to check the models' FP16 form on could be read: name others")
-    if broken := report.broken(FP16_LIMITS):
-        raise UsageError(
-            f"the FP16 form of {shown(bundle.folder)} is too far from float32 on {report.slices} slices "
-            f"({'; '.join(broken)}): no plan is made of it; use it with --backend openvino or onnxruntime"
-        )
-    return report
 
 
 def _driver(flavour: Flavour) -> Driver | None:
@@ -183,6 +126,20 @@ def _driver(flavour: Flavour) -> Driver | None:
     if flavour == "tensorrt":
         return probe_driver()
     return None
+
+
+def _proven(shop: _Workshop, made: tuple[MadePlan, ...], slices: str) -> tuple[MadePlan, ...]:
+    """Put the plans through the parity gate; _CannotRunHereError where they cannot be run."""
+    point = OperatingPoint.of(shop.bundle, gated=False)
+    by_model = {each.plan.record.model: each.plan for each in made}
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(open_plans(shop.cache, by_model, point))
+        except MachineError as error:
+            raise _CannotRunHereError(str(error)) from error
+        blocks = stack.enter_context(proof_slices(shop.options.inputs, shop.watch))
+        proven = prove_plans(shop.bundle, [each.plan for each in made], shop.cache, running, blocks, slices)
+    return tuple(replace(each, plan=plan) for each, plan in zip(made, proven, strict=True))
 
 
 def _key(shop: _Workshop, model: Model) -> PlanKey:
@@ -211,6 +168,10 @@ def _refuse_failed(cache: PlanCache, key: PlanKey) -> None:
                 f"the {key.model}'s plan failed its proof here before (see tumorscan engines inspect "
                 f"{entry.folder}): use another TensorRT, --batch or --level, or build it again with --rebuild"
             )
+
+
+class _CannotRunHereError(MachineError):
+    """This machine lacks what the plans run on."""
 
 
 @dataclass(slots=True)
@@ -256,8 +217,8 @@ def _make_half_graphs(shop: _Workshop, checked: _Checked) -> None:
     for model in MODELS:
         shop.watch(f"making the {model}'s FP16 graph", None)
         checked.graphs[model] = half_graph(_graph(shop.bundle, model), model)
-    with _slices(shop.options.inputs) as blocks:
-        checked.report = check_half_graphs(shop.bundle, checked.graphs, blocks, shop.watch)
+    with proof_slices(shop.options.inputs, shop.watch) as blocks:
+        checked.report = check_half_graphs(shop.bundle, checked.graphs, blocks)
 
 
 def _graph(bundle: Bundle, model: Model) -> bytes:
@@ -267,31 +228,6 @@ def _graph(bundle: Bundle, model: Model) -> bytes:
     if hashlib.sha256(graph).hexdigest() != bundle.manifest.models[model]["fp32"].sha256:
         raise UsageError(f"{shown(path)} was changed while plans were made of it: build again")
     return graph
-
-
-@contextmanager
-def _slices(inputs: tuple[str, ...]) -> Iterator[Iterator[Block]]:
-    """The first slices of `inputs`; drawn ones without any. Files that cannot be read are left out."""
-
-    def on_bad(path: str, failure: Failure) -> None:
-        log.warning("%s is left out: %s", path, failure.message)
-
-    if inputs:
-        yield read_slices(inputs, limit=CHECKED_SLICES, on_bad=on_bad)
-        return
-    from trainer.phantoms import write_phantoms
-
-    with tempfile.TemporaryDirectory(prefix="tumorscan-") as folder:
-        drawn = write_phantoms(Path(folder), CHECKED_SLICES, seed=0)
-        yield read_slices((str(drawn.root),), on_bad=on_bad)
-
-
-def _counted(blocks: Iterable[Block], watch: Watch) -> Iterator[Block]:
-    done = 0
-    for block in blocks:
-        watch("comparing the FP16 graphs with float32", min(1.0, done / CHECKED_SLICES))
-        yield block
-        done += len(block.images)
 
 
 def _record(key: PlanKey, built: Built) -> PlanRecord:

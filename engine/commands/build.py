@@ -14,7 +14,7 @@ from engine.errors import UsageError
 from engine.text import shown
 
 if TYPE_CHECKING:
-    from engine.build import Watch
+    from engine.proof import Watch
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -29,7 +29,8 @@ def build_command(
         list[str] | None,
         typer.Argument(
             metavar="[INPUT...]",
-            help="Slices on which the models' FP16 form is compared with float32 first (else drawn ones).",
+            help="Slices on which FP16 is compared with float32: the graphs first (else on drawn slices), "
+            "then the plans where they run here.",
         ),
     ] = None,
     bundle: Annotated[
@@ -92,6 +93,8 @@ def build_command(
         typer.echo(f"  {shown(each.plan.path)}")
         if each.built:
             typer.echo(f"  the builder's messages: {shown(each.log)}")
+    if outcome.unproven:
+        typer.echo(f"the plans are unproven, they cannot be run here: {outcome.unproven}")
 
 
 @contextmanager
@@ -119,6 +122,7 @@ def _progress(quiet: bool) -> Iterator[Watch]:
 
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"--workspace {text}: give bytes, or a number with K, M or G")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < _UNITS["M"]:  # no unit was given, most likely
+        raise UsageError(f"--workspace {text}: give 1M or more, as a number with K, M or G")
+    return size

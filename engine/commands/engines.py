@@ -129,7 +129,8 @@ def prune_command(
     gone = _cache(plan_cache).prune(lambda entry: any(rule(entry) for rule in rules))
     for entry in gone.entries:
         typer.echo(f"removed {shown(entry.folder)}")
-    typer.echo(f"{len(gone.entries)} plans removed, {gone.freed / 1e6:,.1f} MB freed")
+    count = len(gone.entries)
+    typer.echo(f"{count} plan{'' if count == 1 else 's'} removed, {gone.freed / 1e6:,.1f} MB freed")
 
 
 def _any(_entry: CacheEntry) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from engine.bundle import Bundle
-    from engine.cascade import Cascade
+    from engine.cascade import Cascade, OperatingPoint
     from engine.parity import Limits, ParityReport
+    from engine.plans.sidecar import Flavour
+    from engine.proof import Watch
     from engine.runners.base import Precision
     from engine.trial import Block
 
@@ -43,8 +45,18 @@ def parity_command(
         Path | None, typer.Option(help="The model bundle (else the one that is installed).")
     ] = None,
     against: Annotated[
-        Literal["openvino:bf16", "openvino:fp32", "onnxruntime:fp32", "tensorrt:fp16", "tensorrt-rtx:fp16"],
-        typer.Option(help="The runtime and precision that is compared with the reference."),
+        Literal[
+            "openvino:bf16",
+            "openvino:fp32",
+            "onnxruntime:fp32",
+            "tensorrt:fp16",
+            "tensorrt-rtx:fp16",
+            "onnxruntime-cuda:fp16",
+        ],
+        typer.Option(
+            help="The runtime and precision that is compared with the reference; plans of TensorRT that are "
+            "not in the plan cache are built first."
+        ),
     ] = "openvino:bf16",
     files_from: Annotated[
         str | None,
@@ -181,7 +193,6 @@ def _compare(
     from engine.cascade import OperatingPoint
     from engine.trial import open_cascade, trial
 
-    backend, precision = against.split(":")
     point = OperatingPoint.of(bundle, gated=gated)
     blocks = source.blocks()
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -191,7 +202,9 @@ def _compare(
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         )
         task = bar.add_task("loading the models", total=None)
-        other = stack.enter_context(open_cascade(bundle, backend, cast("Precision", precision), point))
+        other = stack.enter_context(
+            _opened(bundle, against, point, lambda text, _: bar.update(task, description=text))
+        )
         reference = stack.enter_context(open_cascade(bundle, "onnxruntime", "fp32", point))
 
         def shown_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
@@ -202,6 +215,28 @@ def _compare(
         bar.update(task, description="comparing", total=source.count() if console.is_terminal else None)
         report = trial(reference, other, shown_blocks(blocks))
         return report, {"reference": _described(reference), "other": _described(other)}
+
+
+def _opened(
+    bundle: Bundle, against: str, point: OperatingPoint, watch: Watch
+) -> AbstractContextManager[Cascade]:
+    """The cascade that is compared with the reference."""
+    backend, precision = against.split(":")
+    if backend in ("openvino", "onnxruntime"):
+        from engine.trial import open_cascade
+
+        return open_cascade(bundle, backend, cast("Precision", precision), point)
+    from engine.build import BATCH, BuildOptions, build_plans
+    from engine.gpu.host import open_cuda, open_plans
+    from engine.plans.cache import PlanCache, cache_folder
+    from engine.runners.device import visible_gpu
+
+    visible_gpu(0)  # before minutes of building
+    if backend == "onnxruntime-cuda":
+        return open_cuda(bundle, point, batch=BATCH)
+    outcome = build_plans(BuildOptions(bundle=bundle.folder, flavour=cast("Flavour", backend)), watch)
+    plans = {made.plan.record.model: made.plan for made in outcome.plans}
+    return open_plans(PlanCache(cache_folder(None)), plans, point)
 
 
 def _described(cascade: Cascade) -> dict[str, JsonValue]:

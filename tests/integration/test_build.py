@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.build import BuildOptions, build_plans, check_half_graphs, prove_plans
+from engine.build import BuildOptions, build_plans
 from engine.bundle import Bundle, Model
 from engine.cascade import Cascade, OperatingPoint
+from engine.driver import probe_driver
 from engine.errors import MachineError, UsageError
 from engine.plans.cache import CachedPlan, PlanCache, PlanKey
 from engine.plans.half import half_graph
 from engine.plans.sidecar import parse_record
+from engine.proof import check_half_graphs, prove_plans
 from engine.runners.half import HalfGraphRunner
 from engine.trial import Block
 from tests.runs import Ran, command, environment, tumorscan, write_slices
@@ -27,6 +29,14 @@ from tests.tinybundle import make_tiny_bundle, tiny_slices
 pytest.importorskip("onnx", reason="plans are made with the rtx or gpu extra")
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs the rtx extra")
 MODELS: tuple[Model, ...] = ("classifier", "segmenter")
+
+
+def has_driver() -> bool:
+    try:
+        probe_driver()
+    except MachineError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -71,6 +81,15 @@ def test_both_plans_are_built_once_and_then_found(tmp_path: Path, bundle: Bundle
     assert second.status == 0
     assert second.out.count(": cached") == 2
     assert second.err == ""
+
+
+@needs_rtx
+@pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here")
+def test_without_a_gpu_it_is_said_why_the_plans_are_unproven(
+    tmp_path: Path, bundle: Bundle, slices: Path
+) -> None:
+    said = "the plans are unproven, they cannot be run here: no NVIDIA driver here"
+    assert said in build(tmp_path).out
 
 
 @needs_rtx
@@ -183,7 +202,7 @@ def test_engines_lists_inspects_and_prunes(tmp_path: Path, bundle: Bundle, slice
         (("--batch", "100000"), "a batch of 100000 slices"),
         (("--level", "9"), "no optimisation level 9"),
         (("--workspace", "much"), "--workspace much"),
-        (("--workspace", "0"), "workspace of 0 bytes"),
+        (("--workspace", "10"), "--workspace 10: give 1M or more"),
         (("--bundle", "nowhere"), "nowhere is not a model bundle"),
     ],
 )
@@ -271,10 +290,10 @@ def test_an_fp16_form_that_is_too_far_from_float32_makes_no_plan(tmp_path: Path,
     graphs = {model: half_graph(other.graph(model).read_bytes(), model) for model in MODELS}
     blocks = [Block(tiny_slices(9))]
     with pytest.raises(UsageError, match=r"FP16 form of .* is too far from float32 on 9 slices"):
-        check_half_graphs(bundle, graphs, blocks, lambda _text, _done: None)
+        check_half_graphs(bundle, graphs, blocks)
 
 
 def test_slices_that_cannot_be_read_are_no_check(tmp_path: Path, bundle: Bundle) -> None:
     graphs = {model: half_graph(bundle.graph(model).read_bytes(), model) for model in MODELS}
     with pytest.raises(UsageError, match="no slice to check"):
-        check_half_graphs(bundle, graphs, [], lambda _text, _done: None)
+        check_half_graphs(bundle, graphs, [])

@@ -14,6 +14,8 @@ import pytest
 
 from engine.bundle import Bundle
 from engine.commands.parity import FAILED_STATUS
+from engine.driver import probe_driver
+from engine.errors import MachineError
 from tests.badfiles import tiff
 from tests.runs import Ran, tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle, tiny_slice
@@ -203,8 +205,14 @@ def test_a_bundle_that_cannot_be_written_is_refused_before_anything_is_compared(
 # What it refuses
 
 
-def test_a_plan_needs_a_runner_that_can_load_it(folder: Path) -> None:
-    assert_refused(parity(folder, "data", "--against", "tensorrt:fp16"), "tensorrt")
+@pytest.mark.parametrize("against", ["tensorrt:fp16", "tensorrt-rtx:fp16", "onnxruntime-cuda:fp16"])
+def test_what_runs_on_a_gpu_needs_one_before_anything_is_built(folder: Path, against: str) -> None:
+    try:
+        probe_driver()
+    except MachineError:
+        assert_refused(parity(folder, "data", "--against", against), "NVIDIA driver", status=3)
+    else:
+        pytest.skip("this machine has a GPU")
 
 
 @pytest.mark.parametrize(

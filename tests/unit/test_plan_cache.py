@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from engine.driver import Gpu
 from engine.errors import MachineError, UsageError
 from engine.plans import store
 from engine.plans.cache import FAILED_KEPT, CachedPlan, PlanCache, cache_folder
@@ -61,6 +62,7 @@ def record_of(plan: bytes = PLAN, **changes: Any) -> PlanRecord:
 
 
 KEY = PlanKey.of(record_of())
+GPU = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 << 30, "")
 
 
 @pytest.fixture
@@ -327,11 +329,13 @@ def every_use(cache: PlanCache, placed: CachedPlan) -> list[Callable[[], object]
         lambda: cache.find(KEY),
         lambda: cache.read(placed),
         lambda: cache.timing_cache(KEY),
+        lambda: cache.runtime_cache(placed, GPU),
         lambda: cache.plans(),
         lambda: cache.prune(lambda entry: True),
         lambda: cache.prove(placed, PROVEN),
         lambda: cache.set_aside(placed, FAILED),
         lambda: cache.keep_timing_cache(KEY, b"timings"),
+        lambda: cache.keep_runtime_cache(placed, GPU, b"kernels"),
         lambda: place(cache),
         lock,
     ]
@@ -347,7 +351,7 @@ def assert_refused(cache: PlanCache, placed: CachedPlan, said: str) -> None:
 def test_a_cache_folder_that_others_can_write_is_refused(cache: PlanCache, placed: CachedPlan) -> None:
     cache.folder.chmod(0o770)
     assert_refused(
-        cache, placed, rf"plans can be written by others \(mode 0770\): rm -r .* chmod 700 {cache.folder} if"
+        cache, placed, rf"plans can be written by others \(mode 0770\): choose another .* or chmod 700 {cache.folder} if"
     )
     cache.folder.chmod(0o702)
     assert_refused(cache, placed, r"plans can be written by others \(mode 0702\)")
@@ -790,6 +794,41 @@ def test_damaged_timings_are_measured_anew_and_those_others_can_write_are_refuse
     assert cache.timing_cache(KEY) is None
 
 
+# Compiled kernels
+
+
+def test_compiled_kernels_are_of_one_plan_and_one_kind_of_gpu(cache: PlanCache, placed: CachedPlan) -> None:
+    rebuilt = place(cache, b"another plan of the same key", model="classifier")
+    cache.keep_runtime_cache(placed, GPU, b"old kernels")
+    cache.keep_runtime_cache(placed, GPU, b"kernels")
+    assert cache.runtime_cache(placed, replace(GPU, index=3, uuid="of another card")) == b"kernels"
+    assert cache.runtime_cache(placed, replace(GPU, name="NVIDIA L4", compute_capability=(8, 9))) is None
+    assert cache.runtime_cache(rebuilt, GPU) is None
+
+
+def test_damaged_kernels_are_compiled_anew_and_those_others_can_write_are_refused(
+    cache: PlanCache, placed: CachedPlan
+) -> None:
+    cache.keep_runtime_cache(placed, GPU, b"kernels")
+    (path,) = (cache.folder / "runtime").iterdir()
+    path.chmod(0o602)
+    with pytest.raises(UsageError, match=r"\.runtime can be written by others \(mode 0602\): rm -r "):
+        cache.runtime_cache(placed, GPU)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert cache.runtime_cache(placed, GPU) is None
+
+
+def test_kernels_are_pruned_with_their_plan(cache: PlanCache, placed: CachedPlan) -> None:
+    gone = place(cache, b"an older plan", model="classifier")
+    for plan in (placed, gone):
+        cache.keep_runtime_cache(plan, GPU, b"kernels")
+    freed = cache.prune(lambda entry: entry.plan == gone).freed
+    assert cache.runtime_cache(placed, GPU) == b"kernels"
+    assert cache.runtime_cache(gone, GPU) is None
+    assert freed > len(b"an older plan") + len(b"kernels")
+
+
 # Pruning
 
 
@@ -806,6 +845,7 @@ def test_pruning_all_empties_the_cache_of_its_own_and_of_nothing_else(
 ) -> None:
     cache.set_aside(place(cache, model="classifier"), FAILED)
     cache.keep_timing_cache(KEY, b"timings")
+    cache.keep_runtime_cache(placed, GPU, b"kernels")
     cache.log(KEY).parent.mkdir()
     cache.log(KEY).write_text("what the builder said")
     (cache.folder / f"{KEY.name}.lock").touch()  # of a builder that was killed

@@ -1,0 +1,1 @@
+"""The cascade on a GPU, by pycuda. Whoever uses it has a CUDA context, which a scoring parent never has."""
