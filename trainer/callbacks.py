@@ -6,25 +6,57 @@ import csv
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from trainer.loader import SliceBatches
 
 
 class EpochOrder(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells the loader which epoch begins, so that a resumed run sees the order it would have seen."""
+    """Sets what chance decides in an epoch, so that a resumed run sees what it would have seen.
+
+    That is the loader's order and augmentation, and the drop-out, whose state no weights file holds.
+    """
 
     def __init__(self, batches: SliceBatches) -> None:
         super().__init__()
         self.batches = batches
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Set the order of this epoch."""
+        """Set the order and the seeds of this epoch."""
         self.batches.begin_epoch(epoch)
+        for number, layer in enumerate(self.model.layers):
+            if isinstance(layer, keras.layers.Dropout):
+                seed = np.random.SeedSequence((self.batches.seed, epoch, number)).generate_state(1)[0]
+                # As SeedGenerator keeps it: the seed, and how often it was drawn from.
+                layer.seed_generator.state.assign(np.array([seed >> 1, 0], np.int64))
+
+
+class Clock(keras.callbacks.Callback):  # type: ignore[misc]
+    """Adds to an epoch's figures its learning rate at the end and the seconds that its steps took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = self.stepped = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Start."""
+        self.begun = self.stepped = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Stop, until the next step."""
+        self.stepped = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Add both to the figures, which callbacks further down the list see."""
+        if logs is not None:
+            logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            logs["seconds"] = round(self.stepped - self.begun, 2)
 
 
 class ReplayHistory(keras.callbacks.Callback):  # type: ignore[misc]
@@ -42,11 +74,13 @@ class ReplayHistory(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Replay, then put back the learning rate, which a replayed plateau would lower twice."""
-        rate = float(self.model.optimizer.learning_rate.numpy())
+        plateaus = [each for each in self.callbacks if isinstance(each, keras.callbacks.ReduceLROnPlateau)]
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)) if plateaus else 0.0
         for epoch, row in enumerate(self.past):
             for callback in self.callbacks:
                 callback.on_epoch_end(epoch, dict(row))
-        self.model.optimizer.learning_rate = rate
+        if plateaus:
+            self.model.optimizer.learning_rate = rate
 
 
 class Report(keras.callbacks.Callback):  # type: ignore[misc]
@@ -71,17 +105,6 @@ class Report(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Pass the epoch's figures on."""
         self.on_epoch(epoch, dict(logs or {}))
-
-
-def cosine(epochs: int, peak: float) -> Callable[[int, float], float]:
-    """Learning rate by epoch: half the peak in the first (warm-up), then a cosine that ends at 2% of it."""
-
-    def rate(epoch: int, _current: float) -> float:
-        if epoch == 0 and epochs > 2:
-            return peak / 2
-        return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * epoch / epochs)) / 2)
-
-    return rate
 
 
 def next_epoch(backup: Path) -> int:
@@ -116,12 +139,14 @@ def _belong_together(weights: Path, metadata: Path) -> bool:
     return True
 
 
-def has_stopped(past: Sequence[dict[str, float]], patience: int) -> bool:
+def has_stopped(
+    past: Sequence[dict[str, float]], patience: int, monitor: str = "val_loss", *, highest: bool = False
+) -> bool:
     """Whether EarlyStopping had ended the training: Keras would go on for an epoch before it noticed."""
     best, waited = math.inf, 0
     for row in past:
-        better = row["val_loss"] < best
-        best, waited = (row["val_loss"], 0) if better else (best, waited + 1)
+        figure = -row[monitor] if highest else row[monitor]
+        best, waited = (figure, 0) if figure < best else (best, waited + 1)
     return waited >= patience
 
 

@@ -9,6 +9,9 @@ import typer
 
 from engine.errors import MachineError, UsageError
 
+_SPLIT: dict[str, Any] = {"rich_help_panel": "Who is trained on"}
+_RECIPE: dict[str, Any] = {"rich_help_panel": "The recipe (else the preset's)"}
+
 
 def register(app: typer.Typer) -> None:
     """Add train, export, evaluate and phantoms to the command."""
@@ -26,35 +29,85 @@ def train_command(
     weights: Annotated[
         str, typer.Option(help="none, imagenet (downloads), or an .npz of weights by layer.")
     ] = "none",
-    slices: Annotated[
-        Literal["tumour", "all"] | None,
-        typer.Option(help="What the segmenter is trained on (else the preset's)."),
-    ] = None,
     extra: Annotated[
         list[Path] | None, typer.Option(help="A further tree, trained on whole (repeatable).")
     ] = None,
     split: Annotated[
-        Path | None, typer.Option(help="A split file to use (else a new one, in the run folder).")
+        Path | None, typer.Option(help="A split file to use (else a new one, in the run folder).", **_SPLIT)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="The most epochs (else the preset's).")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Slices a step (else the preset's).")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="The highest (else the preset's).")
+    by: Annotated[
+        Literal["patient", "slice"] | None,
+        typer.Option(help="Split patients or single slices, which leaks (else the preset's).", **_SPLIT),
     ] = None,
-    momentum: Annotated[
+    folds: Annotated[
+        int, typer.Option(min=0, help="Cross-validate: deal the patients into so many folds.", **_SPLIT)
+    ] = 0,
+    fold: Annotated[int, typer.Option(min=0, help="The fold to test on, counted from 1.", **_SPLIT)] = 0,
+    test_fraction: Annotated[
         float | None,
         typer.Option(
-            min=0, max=0.999, help="Of batch normalisation (else the preset's); lower it for a few steps."
+            min=0, max=0.9, help="The test part; 0 keeps nobody back (else the preset's).", **_SPLIT
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split, order, augmentation and initial weights.")] = 0,
+    validation_fraction: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.9, help="The validation part (else the preset's).", **_SPLIT),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="The most epochs (else the preset's).", **_RECIPE)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Slices a step.", **_RECIPE)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="The highest.", **_RECIPE)] = None,
+    momentum: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.999, help="Of batch normalisation; lower it for a few steps.", **_RECIPE),
+    ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            help="What the segmenter sees: tumour, all, or a share of the others (0.25).", **_RECIPE
+        ),
+    ] = None,
+    loss: Annotated[
+        Literal["focal-tversky", "tversky+bce"] | None, typer.Option(help="Of the segmenter.", **_RECIPE)
+    ] = None,
+    augmentation: Annotated[
+        Literal["none", "light", "full"] | None, typer.Option(help="How strong.", **_RECIPE)
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers to leave as they are, by the beginnings of names (conv1,conv2).", **_RECIPE
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any other value of the recipe: ema=0, augmentation.elastic=0 (repeatable).",
+            **_RECIPE,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="At most so many slices of each part, for a quick look; 0 is all.")
+    ] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of split, order, augmentation, drop-out and initial weights.")
+    ] = 0,
     precision: Annotated[
         Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"],
         typer.Option(help="auto: mixed_bfloat16 where the CPU computes in it."),
     ] = "auto",
+    cache_gib: Annotated[
+        float | None,
+        typer.Option(min=0, help="Memory for decoded slices, in GiB (else a quarter of what is free)."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Threads that make batches; more help where a GPU waits for them.")
+    ] = 1,
 ) -> None:
     """Train one of the two models, or go on where a killed training stopped."""
-    import dataclasses
     import logging
 
     from rich.console import Console
@@ -63,29 +116,43 @@ def train_command(
         raise UsageError("--weights fills the classifier's ResNet50; the segmenter is trained from scratch")
     if weights not in ("none", "imagenet") and not Path(weights).is_file():
         raise UsageError(f"--weights {weights}: no such file")
+    if (folds > 0) != (fold > 0) or fold > folds or folds == 1:
+        raise UsageError(f"--folds {folds} --fold {fold}: give both, two folds or more, and a fold from 1")
+    if split is not None and (folds or by or test_fraction is not None or validation_fraction is not None):
+        raise UsageError("--split says who is trained on: leave out --by, --folds, --fold and the fractions")
+    if folds and test_fraction is not None:
+        raise UsageError("--test-fraction: with --folds the fold is the test part; leave one of them out")
     _need_train_extra()
-    console = Console(stderr=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from trainer.fit import Watcher, train
-    from trainer.presets import PRESETS
-    from trainer.runs import Request
+    from trainer.presets import PRESETS, with_fractions, with_settings
+    from trainer.progress import Progress
 
-    recipe = PRESETS[(preset, kind)]
-    changes: dict[str, Any] = {
-        "slices": slices,
+    changes = {
+        "split": by,
         "epochs": epochs,
         "batch_size": batch,
-        "momentum": momentum,
         "learning_rate": learning_rate,
+        "momentum": momentum,
+        "slices": slices,
+        "loss": loss,
+        "augmentation": augmentation,
+        "freeze": freeze,
     }
-    recipe = dataclasses.replace(
-        recipe, **{name: value for name, value in changes.items() if value is not None}
-    )
+    named = {name: str(value) for name, value in changes.items() if value is not None}
+    recipe = with_settings(PRESETS[(preset, kind)], {**named, **_pairs(settings or [])})
+    recipe = with_fractions(recipe, validation_fraction, test_fraction)
+    console = Console(stderr=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from trainer.cache import default_limit
+    from trainer.fit import train
+    from trainer.runs import Request
+
     request = Request(
         kind=kind, data=data, run=run, preset=recipe, extra=tuple(extra or ()), weights=weights,
-        split=split, seed=seed, precision=precision,
+        split=split, folds=folds, fold=fold, limit=limit, seed=seed, precision=precision,
+        cache=default_limit() if cache_gib is None else int(cache_gib * 2**30), workers=workers,
     )  # fmt: skip
-    metrics = _train_with_progress(request, Watcher, train, console)
+    with Progress(console, recipe.epochs) as progress:
+        metrics = train(request, progress.watcher())
     console.print_json(data=metrics)
 
 
@@ -158,27 +225,11 @@ def phantoms_command(
     )
 
 
-def _train_with_progress(request: Any, watcher_type: Any, train: Any, console: Any) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("starting", total=None)
-
-        def start(first: int, epochs: int, steps: int) -> None:
-            progress.update(bar, description=f"epoch {first + 1}/{epochs}", total=steps)
-
-        def step(epoch: int, done: int) -> None:
-            progress.update(bar, description=f"epoch {epoch + 1}/{request.preset.epochs}", completed=done)
-
-        def epoch(number: int, figures: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            console.print(
-                f"epoch {number + 1}/{request.preset.epochs}  {text}", highlight=False, soft_wrap=True
-            )
-
-        result: dict[str, Any] = train(request, watcher_type(on_start=start, on_step=step, on_epoch=epoch))
-        return result
+def _pairs(settings: list[str]) -> dict[str, str]:
+    wrong = next((text for text in settings if "=" not in text), None)
+    if wrong is not None:
+        raise UsageError(f"--set {wrong}: give FIELD=VALUE, ema=0 for example")
+    return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in settings)}
 
 
 def _need_train_extra(*more: str) -> None:

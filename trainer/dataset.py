@@ -1,4 +1,4 @@
-"""The LGG frame, one row a slice, and its splits by patient or by slice."""
+"""The LGG frame, one row a slice, and the split file that says what is trained on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
 MASK_ENDING = "_mask"
 COLUMNS = ("image_path", "mask_path", "mask", "patient_id")
-PARTS = ("train", "validation", "test")
 SPLIT_FORMAT = 1
 
 Part = Literal["train", "validation", "test"]
 Kind = Literal["patient", "slice"]
+PARTS = ("train", "validation", "test")
 
 
 def load_frame(root: str | os.PathLike[str]) -> pd.DataFrame:
@@ -206,70 +206,6 @@ class Split:
         return (json.dumps(content | lists, indent=1) + "\n").encode("ascii")
 
 
-def split_by_patient(
-    frame: pd.DataFrame, seed: int, fractions: tuple[float, float, float] = (0.70, 0.15, 0.15)
-) -> Split:
-    """Whole patients to train, validation and test, each with its share of institutions and tumour loads.
-
-    A patient's load is the fraction of its slices with tumour, large above the median of all patients.
-    Patients stand in line by institution and load, shuffled within, and each goes to the part that lags
-    furthest behind its fraction: every institution and load is shared out to within a patient or so, and the
-    counts are exact.
-
-    Raises UsageError for fractions that do not add up to 1 and for fewer patients than parts.
-    """
-    loads = frame.groupby("patient_id")["mask"].mean()
-    patients = sorted((str(patient) for patient in loads.index), key=natural_key)
-    counts = _counts(len(patients), fractions, "patients")
-    median = float(loads.median())
-    rng = np.random.default_rng(seed)
-
-    strata: dict[tuple[str, bool], list[str]] = {}
-    for patient in patients:
-        strata.setdefault((institution_of(patient), float(loads[patient]) > median), []).append(patient)
-    institutions = sorted({institution for institution, _ in strata})
-    line: list[str] = []
-    for i in rng.permutation(len(institutions)):
-        for large in (False, True):
-            members = strata.get((institutions[i], large), [])
-            line += [members[j] for j in rng.permutation(len(members))]
-
-    parts: tuple[list[str], ...] = ([], [], [])
-    for position, patient in enumerate(line, start=1):
-        lags = [
-            count * position / len(line) - len(part) if len(part) < count else -np.inf
-            for part, count in zip(parts, counts, strict=True)
-        ]
-        parts[int(np.argmax(lags))].append(patient)
-    train, validation, test = (tuple(sorted(part, key=natural_key)) for part in parts)
-    return Split("patient", seed, train, validation, test)
-
-
-def split_by_slice(
-    frame: pd.DataFrame, seed: int, fractions: tuple[float, float, float] = (0.85, 0.075, 0.075)
-) -> Split:
-    """The article's split: slices at random, whatever patient they come from.
-
-    Neighbouring slices of a patient then stand on both sides, and metrics on its test part look far better
-    than on new patients (Yagis 2021: by 29 to 55 points of accuracy); a warning says so.
-
-    Raises UsageError for fractions that do not add up to 1 and for fewer slices than parts.
-    """
-    log.warning(
-        "a random slice split leaks: neighbouring slices of a patient are in train and in test, "
-        "and metrics on such a test part do not hold for new patients"
-    )
-    keys = slice_keys(frame)
-    counts = _counts(len(keys), fractions, "slices")
-    order = np.random.default_rng(seed).permutation(len(keys))
-    ends = np.cumsum(counts)
-    train, validation, test = (
-        tuple(keys[i] for i in sorted(order[end - count : end]))
-        for end, count in zip(ends, counts, strict=True)
-    )
-    return Split("slice", seed, train, validation, test)
-
-
 def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(top, onerror=_refuse_unlisted, followlinks=True):
@@ -309,21 +245,3 @@ def _refuse_twins(frame: pd.DataFrame) -> None:
                 f"{first[key]} and {path} are the same slice of the same patient: give one of the trees"
             )
         first[key] = path
-
-
-def _counts(total: int, fractions: Sequence[float], things: str) -> list[int]:
-    """`total` shared out by `fractions`; every part with a fraction above 0 gets at least one."""
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise UsageError(f"fractions of a split must be 0 or more and add up to 1, not {tuple(fractions)}")
-    needed = sum(fraction > 0 for fraction in fractions)
-    if total < needed:
-        raise UsageError(f"a split into {needed} parts needs at least {needed} {things}, here are {total}")
-    counts = [int(fraction * total + 1e-9) for fraction in fractions]
-    remainders = [fraction * total - count for fraction, count in zip(fractions, counts, strict=True)]
-    for i in sorted(range(len(counts)), key=lambda i: -remainders[i])[: total - sum(counts)]:
-        counts[i] += 1
-    for i, fraction in enumerate(fractions):
-        if fraction > 0 and counts[i] == 0:
-            counts[i], largest = 1, counts.index(max(counts))
-            counts[largest] -= 1
-    return counts

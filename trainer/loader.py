@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from engine.errors import SliceError, UsageError
-from engine.sources.geometry import place
-from engine.sources.read import decode_slice
+from engine.errors import UsageError
 from trainer.augment import Augmentation
-from trainer.dataset import read_mask
-
-INPUT_SIZE = 256
+from trainer.cache import INPUT_SIZE, SliceCache
 
 
 class SliceBatches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -29,10 +23,13 @@ class SliceBatches(keras.utils.PyDataset):  # type: ignore[misc]
             second.
         batch_size: slices a batch; the last batch holds what is left.
         shuffle: another order each epoch, the same for the same seed and epoch.
+        negatives: of the tumour-free slices, the share that an epoch holds, others each epoch.
         augmentation: applied to each slice anew each epoch, or None.
         standardise: give float32 images with (x - mean) / max(std, 1) a slice, for models that do not
             standardise in the graph as ours do; otherwise uint8.
-        seed: of order and augmentation.
+        seed: of order, draw and augmentation.
+        cache: where slices are read, and kept; without it each is read anew each epoch.
+        workers: threads that make batches ahead; what they make does not depend on their number.
 
     Images are `[B,256,256,3]`, RGB, decoded and resized as `tumorscan score` does (aspect kept, padded
     with 0). A slice or mask that cannot be read raises UsageError.
@@ -46,70 +43,59 @@ class SliceBatches(keras.utils.PyDataset):  # type: ignore[misc]
         target: Literal["mask", "class"],
         batch_size: int = 16,
         shuffle: bool = False,
+        negatives: float = 1.0,
         augmentation: Augmentation | None = None,
         standardise: bool = False,
         seed: int = 0,
+        cache: SliceCache | None = None,
+        workers: int = 1,
     ) -> None:
-        super().__init__()
-        if frame.empty:
-            raise UsageError("no slices to make batches of: the chosen part of the data is empty")
+        super().__init__(workers=workers)
         self.images: list[str] = frame["image_path"].tolist()
         self.masks: list[str] = frame["mask_path"].tolist()
-        self.labels: list[int] = frame["mask"].tolist()
+        self.labels: npt.NDArray[np.int64] = frame["mask"].to_numpy(np.int64)
         self.target = target
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.negatives = negatives
         self.augmentation = augmentation
         self.standardise = standardise
         self.seed = seed
+        self.cache = cache or SliceCache()
         self.begin_epoch(0)
+        if not len(self.order):
+            raise UsageError("no slices to make batches of: the chosen part of the data is empty")
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set the order and the augmentation of an epoch, counted from 0."""
+        """Set the slices, their order and the augmentation of an epoch, counted from 0."""
         self.epoch = epoch
+        rng = np.random.default_rng((self.seed, epoch))
         self.order = np.arange(len(self.images))
+        if self.negatives < 1:
+            clear = np.flatnonzero(self.labels == 0)
+            drawn = rng.choice(clear, round(self.negatives * len(clear)), replace=False)
+            self.order = np.sort(np.concatenate([np.flatnonzero(self.labels), drawn]))
         if self.shuffle:
-            np.random.default_rng((self.seed, epoch)).shuffle(self.order)
+            rng.shuffle(self.order)
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         images = np.zeros((len(chosen), INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         masks = np.zeros((len(chosen), INPUT_SIZE, INPUT_SIZE), np.uint8)
         for position, which in enumerate(chosen):
-            images[position] = self._read_image(self.images[which])
+            images[position] = self.cache.image(self.images[which])
             if self.target == "mask" and self.labels[which]:
-                masks[position] = self._read_mask(self.masks[which])
+                masks[position] = self.cache.mask(self.masks[which])
             if self.augmentation is not None:
                 rng = np.random.default_rng((self.seed, self.epoch, int(which)))
                 images[position], masks[position] = self.augmentation(images[position], masks[position], rng)
         pixels = standardise(images) if self.standardise else images
         if self.target == "mask":
-            return pixels, (masks > 0).astype(np.float32)[..., None]
-        return pixels, np.eye(2, dtype=np.float32)[[self.labels[which] for which in chosen]]
-
-    @staticmethod
-    def _read_image(path: str) -> npt.NDArray[np.uint8]:
-        out = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
-        try:
-            decode_slice(Path(path).read_bytes(), out)
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-        except SliceError as error:
-            raise UsageError(f"{path}: {error}; or remove it and its mask") from error
-        return out
-
-    @staticmethod
-    def _read_mask(path: str) -> npt.NDArray[np.uint8]:
-        mask = read_mask(path)
-        spot = place(mask.shape[0], mask.shape[1], INPUT_SIZE)
-        out = np.zeros((INPUT_SIZE, INPUT_SIZE), np.uint8)
-        out[spot.top : spot.top + spot.height, spot.left : spot.left + spot.width] = cv2.resize(
-            mask.astype(np.uint8), (spot.width, spot.height), interpolation=cv2.INTER_NEAREST_EXACT
-        )
-        return out
+            return pixels, masks.astype(np.float32)[..., None]
+        return pixels, np.eye(2, dtype=np.float32)[self.labels[chosen]]
 
 
 def standardise(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

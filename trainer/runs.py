@@ -19,6 +19,11 @@ _PRESET_OPTIONS = {
     "epochs": "--epochs",
     "batch_size": "--batch",
     "momentum": "--momentum",
+    "learning_rate": "--learning-rate",
+    "split": "--by",
+    "loss": "--loss",
+    "freeze": "--freeze",
+    "augmentation": "--augmentation",
 }
 
 
@@ -34,8 +39,12 @@ class Request:
         extra: further trees whose patients are all trained on (phantoms, say).
         weights: "none", "imagenet" (downloaded by Keras), or an .npz file filled in by layer name.
         split: a split file to use instead of a new one.
+        folds, fold: test on this fold of so many, counted from 1; 0 and 0 split by the preset's fractions.
+        limit: at most so many slices of each part, spread over it; 0 takes all.
         seed: of split, order, augmentation and initial weights.
         precision: "float32", "mixed_bfloat16", or "auto": the latter where the CPU computes in it.
+        cache: bytes of memory for decoded slices; it and `workers` change no result and are not recorded.
+        workers: threads that make batches ahead.
     """
 
     kind: Kind
@@ -45,8 +54,13 @@ class Request:
     extra: tuple[Path, ...] = ()
     weights: str = "none"
     split: Path | None = None
+    folds: int = 0
+    fold: int = 0
+    limit: int = 0
     seed: int = 0
     precision: str = "auto"
+    cache: int = 0
+    workers: int = 1
 
 
 def config_of(request: Request, precision: str) -> dict[str, Any]:
@@ -57,6 +71,9 @@ def config_of(request: Request, precision: str) -> dict[str, Any]:
         "extra": [str(path) for path in request.extra],
         "weights": request.weights,
         "split": None if request.split is None else str(request.split),
+        "folds": request.folds,
+        "fold": request.fold,
+        "limit": request.limit,
         "seed": request.seed,
         "precision": precision,
         "preset": json.loads(json.dumps(asdict(request.preset))),
@@ -84,7 +101,7 @@ def _differing_options(stored: dict[str, Any], asked: dict[str, Any]) -> list[st
     recipe = {name for name, value in asked["preset"].items() if stored["preset"].get(name) != value}
     if "name" in recipe:
         recipe = {"name"}
-    return sorted(options | {_PRESET_OPTIONS.get(name, "--preset") for name in recipe})
+    return sorted(options | {_PRESET_OPTIONS.get(name, f"--set {name}") for name in recipe})
 
 
 def begin(run: Path, config: dict[str, Any], split: Split) -> None:

@@ -1,4 +1,4 @@
-"""A training is killed between epochs and goes on as if it had not been."""
+"""A training is killed, after an epoch or within one, and goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -11,30 +11,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from engine.errors import UsageError
 
 pytest.importorskip("tensorflow", reason="needs the train extra")
+pytest.importorskip("h5py", reason="needs the train extra")
+
+import h5py
 
 from trainer import fit
 from trainer.dataset import Split, load_frame, slice_keys
 from trainer.phantoms import write_phantoms
-from trainer.presets import PRESETS
+from trainer.presets import PRESETS, with_fractions
 from trainer.runs import Request
 
 PHANTOMS = 26
 EPOCHS = 3
-PATIENCE_S = 240
+PATIENCE_S = 480
 """However slow the machine: a training that is stuck, not one that is slow."""
 
 
 def command(run: str, *options: str) -> list[str]:
     words = ["train", "segmenter", "data", "--run", run, "--split", "split.json", "--epochs", str(EPOCHS)]
-    words += ["--batch", "2", "--momentum", "0.5", "--precision", "float32", *options]
+    words += ["--batch", "2", "--momentum", "0.5", "--precision", "float32", "--slices", "0.3"]
+    words += ["--set", "ema=0.8", "--set", "bn_batches=2", "--set", "warmup=5", *options]
     return [sys.executable, "-m", "engine.cli", *words]
 
 
@@ -78,7 +85,27 @@ def two_epochs_are_backed_up(run: Path) -> bool:
 
 
 def history(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "history.csv")
+    return pd.read_csv(run / "history.csv").drop(columns="seconds")
+
+
+def arrays(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """All of a weights file: weights and, in a backup, their averages and the optimizer's state."""
+    found: dict[str, npt.NDArray[np.float64]] = {}
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = np.array(item, np.float64)
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return found
+
+
+def assert_the_same_weights(first: Path, second: Path) -> None:
+    one, other = arrays(first), arrays(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def fingerprint(path: Path) -> str:
@@ -90,7 +117,7 @@ def write_data(work: Path) -> None:
     write_phantoms(work / "data", PHANTOMS, seed=3)
     frame = load_frame(work / "data")
     tumours = slice_keys(frame[frame["mask"] == 1])
-    others = slice_keys(frame[frame["mask"] == 0])  # not trained on: the recipe takes tumour slices
+    others = slice_keys(frame[frame["mask"] == 0])  # three in ten of them are trained on, others each epoch
     parts = (*tumours[3:], *others), tuple(tumours[:2]), tuple(tumours[2:3])
     Split("slice", 0, *parts).save(work / "split.json")
 
@@ -102,7 +129,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(folder)
     train(folder, "undisturbed")
     train_and_kill(folder, "killed", two_epochs_are_backed_up)
-    shutil.copytree(folder / "killed", folder / "torn")
+    for copy in ("torn", "within"):
+        shutil.copytree(folder / "killed", folder / copy)
     return folder
 
 
@@ -117,9 +145,23 @@ def test_a_killed_training_ends_as_an_undisturbed_one(work: Path) -> None:
     assert resumed["epoch"].tolist() == [0, 1, 2]
     # The same weights, optimizer, learning rate and order of slices: only then are the losses the same.
     pd.testing.assert_frame_equal(resumed, undisturbed, rtol=1e-3)
+    # To the last: what trains, what averages, what was kept.
+    for name in ("backup/latest.weights.h5", "best.weights.h5"):
+        assert_the_same_weights(work / "killed" / name, work / "undisturbed" / name)
     metrics = json.loads((work / "killed" / "metrics.json").read_text())
     assert metrics["validation"]["loss"] == pytest.approx(undisturbed["val_loss"].min(), rel=1e-3)
     assert metrics["epochs"] == EPOCHS
+
+
+def test_a_training_that_was_killed_before_the_backup_of_an_epoch_runs_that_epoch_again(work: Path) -> None:
+    backup = work / "within" / "backup"
+    for name in ("latest.weights.h5", "training_metadata.json"):  # the second epoch was not backed up yet
+        (backup / f"{name}.bkp").replace(backup / name)
+    said = train(work, "within")
+    assert "epoch 1/3" not in said
+    assert "epoch 2/3" in said
+    pd.testing.assert_frame_equal(history(work / "within"), history(work / "undisturbed"), rtol=1e-3)
+    assert_the_same_weights(work / "within" / "best.weights.h5", work / "undisturbed" / "best.weights.h5")
 
 
 def test_an_epoch_whose_backup_was_torn_runs_again_and_does_not_overwrite_better_weights(work: Path) -> None:
@@ -127,7 +169,7 @@ def test_an_epoch_whose_backup_was_torn_runs_again_and_does_not_overwrite_better
     weights, metadata = run / "backup" / "latest.weights.h5", run / "backup" / "training_metadata.json"
     written = metadata.stat().st_mtime
     os.utime(weights, (written + 1, written + 1))  # as if killed before the epoch was written
-    rows = history(run)
+    rows = pd.read_csv(run / "history.csv")
     rows.loc[0, "val_loss"] = 1e-6  # no epoch to come can be better
     rows.to_csv(run / "history.csv", index=False)
     before = fingerprint(run / "best.weights.h5")
@@ -144,9 +186,10 @@ def test_an_epoch_whose_backup_was_torn_runs_again_and_does_not_overwrite_better
 def test_another_request_on_the_same_folder_is_refused_with_the_options_that_differ(work: Path) -> None:
     files = sorted((path, path.stat().st_mtime_ns) for path in (work / "undisturbed").rglob("*"))
     said = train(
-        work, "undisturbed", "--epochs", "4", "--batch", "4", "--seed", "1", "--slices", "all", status=2
-    )
-    assert "undisturbed holds a training with another --batch, --epochs, --seed, --slices;" in said
+        work, "undisturbed", "--epochs", "4", "--batch", "4", "--seed", "1", "--slices", "all", "--set",
+        "ema=0.9", status=2,
+    )  # fmt: skip
+    assert "undisturbed holds a training with another --batch, --epochs, --seed, --set ema, --slices;" in said
     assert "Traceback" not in said
     assert sorted((path, path.stat().st_mtime_ns) for path in (work / "undisturbed").rglob("*")) == files
 
@@ -163,6 +206,26 @@ def test_a_training_that_could_not_begin_leaves_its_folder_free(work: Path) -> N
     with pytest.raises(UsageError, match=r"cannot read the split .*missing\.json"):
         fit.train(request)
     assert not request.run.exists()
+
+
+# Keras reads the learning rate by np.array(), which NumPy 2.4 warns of.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_training_may_keep_nobody_back_and_look_at_a_few_slices_only(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", PHANTOMS, seed=3)
+    recipe = replace(PRESETS[("best", "segmenter")], split="slice", epochs=1, batch_size=2, slices="all")
+    request = Request(
+        kind="segmenter",
+        data=tmp_path / "data",
+        run=tmp_path / "run",
+        preset=with_fractions(recipe, 0.2, 0.0),
+        limit=3,
+        precision="float32",
+    )
+    metrics = fit.train(request)
+    assert set(metrics) == {"validation", "epochs"}
+    assert metrics["validation"]["slices"] == 3
+    split = Split.load(request.run / "split.json")
+    assert (len(split.train), len(split.validation), split.test) == (21, 5, ())
 
 
 def test_a_finished_training_called_again_trains_no_further(work: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 keras = pytest.importorskip("keras", reason="needs the train extra")
 
 from trainer.callbacks import (  # noqa: E402
+    Clock,
     EpochOrder,
     ReplayHistory,
     Report,
-    cosine,
     has_stopped,
     next_epoch,
     read_history,
@@ -154,6 +154,12 @@ def test_a_training_has_stopped_when_val_loss_stood_still_for_its_patience(
     assert has_stopped(rows_of(*losses), patience=2) == stopped
 
 
+def test_a_figure_that_should_rise_stops_when_it_no_longer_does() -> None:
+    past = [{"val_dice": dice} for dice in (0.5, 0.6, 0.6, 0.4)]
+    assert has_stopped(past, 2, "val_dice", highest=True)
+    assert not has_stopped(past[:3], 2, "val_dice", highest=True)
+
+
 def test_has_stopped_agrees_with_early_stopping(model: keras.Model) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -244,9 +250,32 @@ def test_steps_and_epochs_are_reported_as_they_end(model: keras.Model) -> None:
     assert epochs == [1, 2]
 
 
-def test_the_cosine_warms_up_and_falls_to_a_fiftieth() -> None:
-    rates = [cosine(10, 0.01)(epoch, 0.0) for epoch in range(10)]
-    assert rates[0] == 0.005
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert max(rates) < 0.01
-    assert cosine(10, 0.01)(10, 0.0) == pytest.approx(0.0002)
+def test_dropout_draws_alike_in_an_epoch_whether_others_came_before_it_or_not(tmp_path: Path) -> None:
+    (tmp_path / "patient").mkdir()
+    assert cv2.imwrite(str(tmp_path / "patient" / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    assert cv2.imwrite(str(tmp_path / "patient" / "0_mask.png"), np.zeros((8, 8), np.uint8))
+    order = EpochOrder(SliceBatches(load_frame(tmp_path), target="class", seed=5))
+    inner = keras.Input((64,))
+    first = keras.layers.Dropout(0.5)(inner)
+    model = keras.Model(inner, [first, keras.layers.Dropout(0.5)(inner)])
+    order.set_model(model)
+
+    def drawn(epoch: int) -> list[list[float]]:
+        order.on_epoch_begin(epoch)
+        steps = [model(np.ones((1, 64), np.float32), training=True) for _ in range(2)]
+        return [np.asarray(layer)[0].tolist() for step in steps for layer in step]
+
+    undisturbed = [drawn(epoch) for epoch in range(3)]
+    assert drawn(2) == undisturbed[2]
+    assert len({str(mask) for epoch in undisturbed for mask in epoch}) == 12  # by epoch, step and layer
+
+
+def test_the_clock_logs_seconds_and_a_scheduled_learning_rate() -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, 8, warmup_target=0.1, warmup_steps=2)
+    model.compile(keras.optimizers.Adam(schedule), "mse")
+    x = np.zeros((6, 1))
+    figures = model.fit(x, x, batch_size=3, epochs=5, verbose=0, callbacks=[Clock()]).history
+    assert figures["learning_rate"][0] == pytest.approx(0.1)
+    assert figures["learning_rate"][-1] == pytest.approx(0.0, abs=1e-6)
+    assert all(0 <= seconds < 600 for seconds in figures["seconds"])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,8 @@ import pandas as pd
 import pytest
 
 from engine.errors import UsageError
-from trainer.dataset import Split, load_frame, read_mask, slice_keys, split_by_patient, split_by_slice
+from trainer.dataset import Split, load_frame, read_mask, slice_keys
+from trainer.splits import split_by_patient
 
 
 def write_slice(folder: Path, name: str, tumour: int = 0, suffix: str = ".tif") -> None:
@@ -127,57 +127,6 @@ def test_an_opaque_alpha_channel_is_no_mask(tmp_path: Path) -> None:
     mask[1, 2, 0] = 1
     assert cv2.imwrite(str(tmp_path / "m.png"), mask)
     assert np.argwhere(read_mask(str(tmp_path / "m.png"))).tolist() == [[1, 2]]
-
-
-def test_a_patient_split_keeps_patients_whole_and_the_counts_exact() -> None:
-    frame = made_up_frame()
-    split = split_by_patient(frame, seed=3)
-    parts = (split.train, split.validation, split.test)
-    assert [len(part) for part in parts] == [28, 6, 6]
-    assert {name for part in parts for name in part} == set(frame["patient_id"])
-    assert len(split.select(frame, "test")) == 60
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_every_part_has_every_institution_and_both_loads(seed: int) -> None:
-    frame = made_up_frame()
-    split = split_by_patient(frame, seed)
-    loads = frame.groupby("patient_id")["mask"].mean()
-    large = loads[loads > loads.median()].index
-    for part in (split.validation, split.test):
-        assert {name.split("_")[1] for name in part} == {"AA", "BB", "CC"}
-        assert 1 <= sum(name in large for name in part) <= 5
-
-
-def test_the_seed_fixes_the_split_whatever_the_order_of_the_frame() -> None:
-    frame = made_up_frame()
-    assert split_by_patient(frame, 1) == split_by_patient(frame.sample(frac=1, random_state=0), 1)
-    assert split_by_patient(frame, 1) != split_by_patient(frame, 2)
-
-
-def test_three_patients_make_one_a_part_and_two_are_refused() -> None:
-    split = split_by_patient(made_up_frame(patients=3), 0)
-    assert [len(part) for part in (split.train, split.validation, split.test)] == [1, 1, 1]
-    with pytest.raises(UsageError, match="at least 3 patients, here are 2"):
-        split_by_patient(made_up_frame(patients=2), 0)
-    assert split_by_patient(made_up_frame(patients=2), 0, (0.5, 0.5, 0.0)).test == ()
-
-
-@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1)])
-def test_fractions_that_are_none_are_refused(fractions: tuple[float, float, float]) -> None:
-    with pytest.raises(UsageError, match="add up to 1"):
-        split_by_patient(made_up_frame(), 0, fractions)
-
-
-def test_a_slice_split_warns_that_it_leaks(caplog: pytest.LogCaptureFixture) -> None:
-    frame = made_up_frame()
-    with caplog.at_level(logging.WARNING):
-        split = split_by_slice(frame, seed=0)
-    assert "leaks" in caplog.text
-    assert [len(part) for part in (split.train, split.validation, split.test)] == [340, 30, 30]
-    assert {*split.train, *split.validation, *split.test} == set(slice_keys(frame))
-    assert slice_keys(split.select(frame, "test")) == list(split.test)
-    assert split == split_by_slice(frame, seed=0)
 
 
 def test_a_split_comes_back_from_its_file_and_the_hash_is_the_files(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,10 @@ from engine.sources.geometry import fit, place
 
 pytest.importorskip("keras", reason="needs the train extra")
 
-from trainer.augment import Augmentation
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+
+from trainer.augment import AUGMENTATIONS, Augmentation
+from trainer.cache import SliceCache
 from trainer.dataset import load_frame
 from trainer.loader import SliceBatches, standardise
 
@@ -45,6 +49,14 @@ def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 def images_of(batches: SliceBatches) -> U8:
     return np.concatenate([batches[index][0] for index in range(len(batches))])
+
+
+def batches_of(batches: SliceBatches) -> Iterator[tuple[U8, npt.NDArray[np.float32]]]:
+    """The batches of an epoch as Keras gets them, through its worker threads where there are any."""
+    adapter = PyDatasetAdapter(batches)
+    adapter.on_epoch_begin()
+    yield from adapter.get_numpy_iterator()
+    adapter.on_epoch_end()
 
 
 def fitted(image: U8) -> U8:
@@ -125,6 +137,46 @@ def test_an_epoch_is_the_same_whether_others_came_before_it_or_not(frame: pd.Dat
         np.testing.assert_array_equal(before, after)
 
 
+def test_an_epoch_holds_all_tumour_slices_and_a_share_of_the_others_drawn_anew(frame: pd.DataFrame) -> None:
+    many = pd.concat([frame] * 8, ignore_index=True)  # 32 with tumour, 24 without
+    batches = SliceBatches(many, target="class", batch_size=5, shuffle=True, negatives=0.25, seed=1)
+    clear = []
+    for epoch in range(3):
+        batches.begin_epoch(epoch)
+        labels = many["mask"].to_numpy()[batches.order]
+        assert (labels.sum(), len(labels)) == (32, 38)
+        assert len(set(batches.order.tolist())) == 38
+        assert len(batches) == 8
+        clear.append(sorted(batches.order[labels == 0].tolist()))
+    assert clear[0] != clear[1] != clear[2] != clear[0]
+    again = SliceBatches(many, target="class", batch_size=5, shuffle=True, negatives=0.25, seed=1)
+    again.begin_epoch(2)
+    np.testing.assert_array_equal(again.order, batches.order)
+
+
+@pytest.mark.parametrize(("negatives", "count"), [(0.0, 4), (1.0, 7)])
+def test_an_epoch_may_hold_none_or_all_of_the_others(
+    frame: pd.DataFrame, negatives: float, count: int
+) -> None:
+    assert len(SliceBatches(frame, target="mask", negatives=negatives).order) == count
+
+
+def test_a_cache_and_more_workers_change_nothing(frame: pd.DataFrame) -> None:
+    def epochs(cache: SliceCache | None, workers: int) -> list[U8]:
+        batches = SliceBatches(
+            frame, target="mask", batch_size=2, shuffle=True, augmentation=AUGMENTATIONS["full"], cache=cache,
+            workers=workers,
+        )  # fmt: skip
+        seen = []
+        for epoch in range(2):
+            batches.begin_epoch(epoch)
+            seen.append(np.concatenate([images for images, _ in batches_of(batches)]))
+        return seen
+
+    for first, second in zip(epochs(None, 1), epochs(SliceCache(1 << 30), 3), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_images_answers_and_order_stay_together_when_shuffled(frame: pd.DataFrame) -> None:
     plain = SliceBatches(frame, target="mask", batch_size=7)[0]
     batches = SliceBatches(frame, target="mask", batch_size=7, shuffle=True, seed=1)
@@ -201,3 +253,5 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
 def test_no_slices_at_all_are_refused(frame: pd.DataFrame) -> None:
     with pytest.raises(UsageError, match="no slices"):
         SliceBatches(frame.iloc[:0], target="mask")
+    with pytest.raises(UsageError, match="no slices"):
+        SliceBatches(frame[frame["mask"] == 0], target="mask", negatives=0.0)
