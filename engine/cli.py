@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from engine import __version__
-from engine.commands import build, doctor, engines, parity, score
+from engine.commands import bench, build, doctor, engines, parity, score
 from engine.errors import TumorscanError
 
 BUG_STATUS = 1
@@ -28,7 +28,7 @@ def main() -> None:
     """Run the command and exit with its status (each command's --help names them)."""
     import trainer.cli
 
-    for command in (score, doctor, build, engines, parity):
+    for command in (score, bench, doctor, build, engines, parity):
         command.register(app)
     trainer.cli.register(app)
     try:

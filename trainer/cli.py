@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from engine.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from trainer.measure import Measures
 
 _SPLIT: dict[str, Any] = {"rich_help_panel": "Who is trained on"}
 _RECIPE: dict[str, Any] = {"rich_help_panel": "The recipe (else the preset's)"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add train, export, evaluate and phantoms to the command."""
+    """Add train, export, evaluate, pool and phantoms to the command."""
     app.command(name="train")(train_command)
     app.command(name="export")(export_command)
     app.command(name="evaluate")(evaluate_command)
+    app.command(name="pool")(pool_command)
     app.command(name="phantoms")(phantoms_command)
 
 
@@ -164,6 +168,9 @@ def export_command(
     name: Annotated[str, typer.Option(help="The bundle's name.")] = "mine",
     data_name: Annotated[str | None, typer.Option(help="What the card calls the data (else DATA).")] = None,
     data_terms: Annotated[str, typer.Option(help="The data's terms of use, for the card.")] = "not stated",
+    cross_validated: Annotated[
+        Path | None, typer.Option(help="A file of `tumorscan pool`: the recipe's numbers, for the bundle.")
+    ] = None,
 ) -> None:
     """Turn two trained runs into a bundle: ONNX graphs, operating point, model card, test numbers."""
     from rich.console import Console
@@ -173,7 +180,7 @@ def export_command(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     labels = Labels(name, data_name or str(data), data_terms)
-    bundle = export(classifier, segmenter, data, out, labels, console.print)
+    bundle = export(classifier, segmenter, data, out, labels, console.print, cross_validated)
     console.print(f"{out}: bundle {bundle.manifest.name}, {bundle.manifest.operating.chosen}")
 
 
@@ -194,18 +201,44 @@ def evaluate_command(
     from rich.console import Console
 
     _need_train_extra()
-    from trainer.evaluate import evaluate, render
+    from trainer.evaluate import evaluate
     from trainer.pictures import choose_rows, comparison_picture
+    from trainer.tables import terminal_table
 
     folder = out or results
     found = evaluate(results, data, ungated=ungated, split=split, part=part, seed=seed)
     found.save(folder)
-    console = Console(highlight=False)
-    console.print(render(found))
-    rows = choose_rows(found.slices)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(terminal_table(found.measures, str(results), found.join.notes()))
+    written = ["volumes.csv", "slices.csv", *_draw_measures(found.measures, folder, found.gate_threshold)]
+    rows = choose_rows(found.measures.slices)
     if len(rows):
         comparison_picture(rows, folder / "comparison.png")
-        console.print(f"{folder / 'evaluation.json'}, volumes.csv, comparison.png", soft_wrap=True)
+        written.append("comparison.png")
+    console.print(f"{folder / 'evaluation.json'}, {', '.join(written)}")
+
+
+def pool_command(
+    evaluations: Annotated[
+        list[Path], typer.Argument(metavar="FOLD...", help="Folders that evaluate wrote, one a fold.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where cross-validated.json, tables and curves go.")],
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Pool the evaluated folds of a cross-validation: each patient judged by a model that never saw it."""
+    from rich.console import Console
+
+    _need_train_extra()
+    from trainer.study import POOL_FILE, pool
+    from trainer.tables import terminal_table
+
+    found = pool(evaluations, seed)
+    found.save(out)
+    notes = [f"{len(found.folds)} folds, {found.patients} of {found.of_patients} patients"]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(terminal_table(found.measures, "cross-validated", notes))
+    written = ["cross-validated.md", "volumes.csv", *_draw_measures(found.measures, out, None)]
+    console.print(f"{out / POOL_FILE}, {', '.join(written)}")
 
 
 def phantoms_command(
@@ -223,6 +256,17 @@ def phantoms_command(
         f"{made.root}: {made.slices:,} slices of {made.patients:,} drawn patients, "
         f"{made.lesion_slices:,} with a lesion"
     )
+
+
+def _draw_measures(found: Measures, folder: Path, gate: float | None) -> list[str]:
+    """Draw the curves into a folder that `save` made; their names, and that of the table behind them."""
+    from trainer.pictures import operating_picture, reliability_picture
+
+    reliability_picture(found.reliability, folder / "reliability.png")
+    if found.operating is None:
+        return ["reliability.png"]
+    operating_picture(found.operating, gate, folder / "operating.png")
+    return ["reliability.png", "operating.csv", "operating.png"]
 
 
 def _pairs(settings: list[str]) -> dict[str, str]:

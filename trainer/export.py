@@ -9,32 +9,40 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 from pydantic import JsonValue
 
-from engine.bundle import Bundle, Metric, Normalisation, Operating, Training, record_parity, write_manifest
+from engine.bundle import Bundle, Metric, Model, Normalisation, Training, record_parity, write_manifest
 from engine.cascade import OperatingPoint
 from engine.errors import Failure, MachineError, UsageError
 from engine.parity import CPU_LIMITS
 from engine.runners.onnxruntime import OnnxRuntimeRunner
 from engine.score import Options, score
 from engine.trial import open_cascade, read_slices, trial
-from trainer.card import write_card
+from trainer.calibration import choose_temperature, tempered
+from trainer.card import Card, Settings, write_card
 from trainer.dataset import Split, load_frame
-from trainer.evaluate import Evaluation, evaluate
-from trainer.fit import build_model
+from trainer.evaluate import Evaluation, evaluate, measures_as_json
+from trainer.finished import Runs
 from trainer.loader import SliceBatches
-from trainer.metrics import Average
-from trainer.onnx_graphs import classifier_graph, fold_for_export, save_graph, segmenter_graph
-from trainer.operating import ARTICLE_POINT, ask, choose
+from trainer.measure import Measures
+from trainer.onnx_graphs import (
+    classifier_graph,
+    fold_for_export,
+    save_graph,
+    segmenter_graph,
+    with_temperature,
+)
+from trainer.operating import ARTICLE_POINT, ask, choose, gate_table
+from trainer.study import CrossValidated
+from trainer.tables import manifest_metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ PIXEL_TOLERANCE = 1e-5
 """How far the graphs may be from Keras holding the same rounded weights."""
 COMPARED_SLICES = 96
 SPLIT_FILE = "split.json"
-_GRAPHS = {"classifier": "classifier.onnx", "segmenter": "segmenter.onnx"}
+_GRAPHS: dict[Model, str] = {"classifier": "classifier.onnx", "segmenter": "segmenter.onnx"}
 _VERSIONS = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "openvino", "numpy")
 
 
@@ -57,51 +65,38 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
-    """What two run folders say of themselves."""
+class Known:
+    """All that a bundle tells besides what its test patients say."""
 
-    classifier: Path
-    segmenter: Path
-    split: Split
-    configs: dict[str, dict[str, Any]]
-
-    @property
-    def are_the_articles(self) -> bool:
-        """Whether both follow the article's recipe, which names its operating point too."""
-        return all(config["preset"]["name"] == "article" for config in self.configs.values())
-
-    @classmethod
-    def open(cls, classifier: Path, segmenter: Path) -> Runs:
-        """Read both; UsageError when one is no finished run of its kind or their splits differ."""
-        configs, splits = {}, {}
-        for kind, run in (("classifier", classifier), ("segmenter", segmenter)):
-            for name in ("config.json", "split.json", "best.weights.h5"):
-                if not (run / name).is_file():
-                    raise UsageError(f"{run} is not a run of `tumorscan train {kind}`: it has no {name}")
-            configs[kind] = json.loads((run / "config.json").read_text())
-            if configs[kind]["kind"] != kind:
-                raise UsageError(f"{run} holds a {configs[kind]['kind']}, not a {kind}")
-            splits[kind] = Split.load(run / "split.json")
-        if splits["classifier"] != splits["segmenter"]:
-            raise UsageError(
-                f"{classifier} and {segmenter} were trained on different splits: train one with the other's "
-                "split.json (--split), or the test patients of one are the training patients of the other"
-            )
-        return cls(classifier, segmenter, splits["classifier"], configs)
+    runs: Runs
+    labels: Labels
+    settings: Settings
+    differences: dict[str, JsonValue]
+    crossed: CrossValidated | None
 
 
 def export(
-    classifier: Path, segmenter: Path, data: Path, out: Path, labels: Labels, say: Callable[[str], None]
+    classifier: Path,
+    segmenter: Path,
+    data: Path,
+    out: Path,
+    labels: Labels,
+    say: Callable[[str], None],
+    cross_validated: Path | None = None,
 ) -> Bundle:
     """Write a bundle into `out`, which must be new or empty.
 
+    Its metrics are those of the split's test part, where it has one, and those of `cross_validated`, a file
+    of `Pool.save`, where it is given.
+
     Raises:
-        UsageError: run folders that do not fit, or an output that holds something.
+        UsageError: run folders or a file that do not fit, or an output that holds something.
         MachineError: the graphs differ from Keras by more than the tolerances.
     """
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty: give --out a new folder")
     runs = Runs.open(classifier, segmenter)
+    crossed = None if cross_validated is None else CrossValidated.load(cross_validated)
     frame = load_frame(data)
     validation = runs.split.select(frame, "validation", allow_unknown=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,22 +104,24 @@ def export(
         folder = Path(work) / "bundle"
         folder.mkdir()
         keras.config.set_dtype_policy("float32")
-        models = {kind: fold_for_export(_load(runs, kind)) for kind in ("classifier", "segmenter")}
+        models = {kind: fold_for_export(runs.model(kind)) for kind in runs.folders}
         say("converting")
-        save_graph(classifier_graph(models["classifier"]), folder / _GRAPHS["classifier"])
-        save_graph(segmenter_graph(models["segmenter"], 0.5), folder / _GRAPHS["segmenter"])
+        _save_graphs(models, folder, mask_threshold=0.5)
+        settings = Settings(ARTICLE_POINT)
+        if not runs.are_the_articles:
+            say("choosing temperature and operating point on the validation patients")
+            settings = _choose(folder, validation)
+            models["classifier"] = with_temperature(models["classifier"], settings.temperature)
+            _save_graphs(models, folder, settings.operating.mask_threshold)
         say(f"comparing with Keras on {COMPARED_SLICES} slices")
-        differences = _compare_with_keras(models, folder, validation)
-        say("choosing the operating point on the validation patients")
-        operating = ARTICLE_POINT if runs.are_the_articles else _operating_point(folder, validation)
-        save_graph(
-            segmenter_graph(models["segmenter"], operating.mask_threshold), folder / _GRAPHS["segmenter"]
-        )
+        differences = _compare_with_keras(models, folder, validation, settings.operating.mask_threshold)
         runs.split.save(folder / SPLIT_FILE)
-        say("judging on the test patients")
-        bundle = _write(folder, runs, labels, operating, differences, {}, None)
-        evaluation = _judge(bundle, frame, runs.split, data, Path(work))
-        bundle = _write(folder, runs, labels, operating, differences, _metrics(evaluation), evaluation)
+        known = Known(runs, labels, settings, differences, crossed)
+        bundle = _write(folder, known, None)
+        if runs.split.test:
+            say("judging on the test patients")
+            found = _judge(bundle, frame, runs.split, data, Path(work)).measures
+            bundle = _write(folder, known, found)
         say("recording the parity of other precisions on the validation patients")
         bundle = _record_bf16(bundle, validation)
         shutil.rmtree(out, ignore_errors=True)
@@ -132,15 +129,13 @@ def export(
     return Bundle.load(out)
 
 
-def _load(runs: Runs, kind: str) -> keras.Model:
-    config = runs.configs[kind]
-    model = build_model(kind, weights="none" if config["weights"] == "none" else "file")  # type: ignore[arg-type]
-    model.load_weights((runs.classifier if kind == "classifier" else runs.segmenter) / "best.weights.h5")
-    return model
+def _save_graphs(models: dict[Model, keras.Model], folder: Path, mask_threshold: float) -> None:
+    save_graph(classifier_graph(models["classifier"]), folder / _GRAPHS["classifier"])
+    save_graph(segmenter_graph(models["segmenter"], mask_threshold), folder / _GRAPHS["segmenter"])
 
 
 def _compare_with_keras(
-    models: dict[str, keras.Model], folder: Path, frame: pd.DataFrame
+    models: dict[Model, keras.Model], folder: Path, frame: pd.DataFrame, mask_threshold: float
 ) -> dict[str, JsonValue]:
     """Largest probability error and share of differing mask pixels, over slices spread through the frame."""
     rows = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, COMPARED_SLICES).astype(int))]
@@ -154,7 +149,7 @@ def _compare_with_keras(
             images = batches[index][0].astype(np.uint8, copy=False)
             wanted = np.asarray(models["classifier"](images, training=False))[:, 1]
             error = max(error, float(np.abs(classifier.infer(images)["tumor_probability"] - wanted).max()))
-            mask = np.asarray(models["segmenter"](images, training=False))[..., 0] >= 0.5
+            mask = np.asarray(models["segmenter"](images, training=False))[..., 0] >= mask_threshold
             different += int((mask != (segmenter.infer(images)["mask"] > 0)).sum())
             pixels += mask.size
     if not error <= PROBABILITY_TOLERANCE or different > PIXEL_TOLERANCE * pixels:
@@ -170,7 +165,7 @@ def _compare_with_keras(
     }
 
 
-def _operating_point(folder: Path, validation: pd.DataFrame) -> Operating:
+def _choose(folder: Path, validation: pd.DataFrame) -> Settings:
     cores = len(os.sched_getaffinity(0))
     with (
         OnnxRuntimeRunner(folder / _GRAPHS["classifier"], "classifier", threads=cores) as classifier,
@@ -178,23 +173,23 @@ def _operating_point(folder: Path, validation: pd.DataFrame) -> Operating:
             folder / _GRAPHS["segmenter"], "segmenter", threads=cores, outputs=("mask_probability",)
         ) as segmenter,
     ):
-        return choose(ask(validation, classifier, segmenter))
+        answers = ask(validation, classifier, segmenter)
+    probability = answers.probability.astype(np.float64)
+    calibration = choose_temperature(answers.truth_pixels > 0, probability, answers.volumes)
+    mended = tempered(probability, calibration.value).astype(np.float32)
+    answers = replace(answers, probability=mended)
+    operating = choose(answers)
+    return Settings(operating, calibration, gate_table(answers, operating))
 
 
-def _write(
-    folder: Path,
-    runs: Runs,
-    labels: Labels,
-    operating: Operating,
-    differences: dict[str, JsonValue],
-    metrics: dict[str, Metric],
-    evaluation: Evaluation | None,
-) -> Bundle:
-    config = runs.configs
+def _write(folder: Path, known: Known, found: Measures | None) -> Bundle:
+    """bundle.json and the card; `found` is of the test part, None where it was not judged."""
+    config, runs, settings, crossed = known.runs.configs, known.runs, known.settings, known.crossed
+    table = settings.gates
     training = Training.model_validate(
         {
-            "data": labels.data,
-            "data_terms": labels.terms,
+            "data": known.labels.data,
+            "data_terms": known.labels.terms,
             "presets": {kind: config[kind]["preset"]["name"] for kind in config},
             "split_file": SPLIT_FILE,
             "split_sha256": runs.split.sha256,
@@ -203,34 +198,35 @@ def _write(
             "extra": [Path(path).name for path in config["segmenter"]["extra"]],
             "classifier_weights": Path(config["classifier"]["weights"]).name,
             "segmenter_slices": config["segmenter"]["preset"]["slices"],
-            "epochs": {kind: _finished(runs, kind)["epochs"] for kind in config},
-            "keras_parity": differences,
+            "epochs": runs.epochs,
+            "keras_parity": known.differences,
+            "calibration": None if settings.calibration is None else settings.calibration.record(),
+            "gates": None
+            if table is None
+            else json.loads(table.to_json(orient="records", double_precision=6)),
+            "cross_validation": None if crossed is None else crossed.record(),
         }
     )
-    normalisation = Normalisation(
-        classifier="unit" if config["classifier"]["weights"] == "none" else "imagenet_bgr"
-    )
-    write_card(folder / "MODEL_CARD.md", labels.name, training, operating, evaluation)
+    metrics: dict[str, Metric] = {}
+    if crossed is not None:
+        metrics |= manifest_metrics(crossed.metrics, "cross_validated")
+    if found is not None:
+        metrics |= manifest_metrics(measures_as_json(found)["metrics"], "test")
+    write_card(folder / "MODEL_CARD.md", Card(known.labels.name, training, settings, found, crossed))
     return write_manifest(
         folder,
-        name=labels.name,
+        name=known.labels.name,
         date=datetime.now(UTC).date().isoformat(),
         graphs={"classifier": {"fp32": _GRAPHS["classifier"]}, "segmenter": {"fp32": _GRAPHS["segmenter"]}},
         files=["MODEL_CARD.md", SPLIT_FILE],
-        normalisation=normalisation,
-        operating=operating,
+        normalisation=Normalisation(
+            classifier="unit" if config["classifier"]["weights"] == "none" else "imagenet_bgr"
+        ),
+        operating=settings.operating,
         training=training,
         metrics=metrics,
         versions={package: version(package) for package in _VERSIONS},
     )
-
-
-def _finished(runs: Runs, kind: str) -> dict[str, Any]:
-    path = (runs.classifier if kind == "classifier" else runs.segmenter) / "metrics.json"
-    if not path.is_file():
-        raise UsageError(f"{path.parent} is not finished: run its `tumorscan train` command again to the end")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def _judge(bundle: Bundle, frame: pd.DataFrame, split: Split, data: Path, work: Path) -> Evaluation:
@@ -252,25 +248,6 @@ def _judge(bundle: Bundle, frame: pd.DataFrame, split: Split, data: Path, work: 
             )
         )
     return evaluate(work / "gated", data, ungated=work / "ungated", split=work / SPLIT_FILE, part="test")
-
-
-def _metrics(evaluation: Evaluation) -> dict[str, Metric]:
-    """The evaluation's numbers as the manifest keeps them: group.name, the mean or the value."""
-    kept = {}
-    for group, metrics in evaluation.metrics.items():
-        for name, metric in metrics.items():
-            value = metric.mean if isinstance(metric, Average) else metric.value
-            if value is None:
-                continue
-            low, high = metric.interval or (None, None)
-            kept[f"test.{group}.{name}"] = Metric(
-                value=value, low=low, high=high, unit=metric.unit, n=metric.n
-            )
-            if isinstance(metric, Average) and group == "volume" and metric.median is not None:
-                kept[f"test.{group}.{name}.median"] = Metric(
-                    value=metric.median, unit=metric.unit, n=metric.n
-                )
-    return kept
 
 
 def _record_bf16(bundle: Bundle, validation: pd.DataFrame) -> Bundle:

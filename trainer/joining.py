@@ -28,6 +28,17 @@ class Join:
     truth_without_results_example: str | None
     results_outside_part: int
 
+    def notes(self) -> list[str]:
+        """What people should know of it, a clause each."""
+        asides = {
+            "quarantined": self.quarantined,
+            "results without truth": self.results_without_truth,
+            "slices of the data without results": self.truth_without_results,
+            "results outside the part": self.results_outside_part,
+        }
+        joined = f"{self.slices} slices of {self.patients} patients joined on {self.on}"
+        return [joined, *(f"{count} {what}" for what, count in asides.items() if count)]
+
 
 def join_results(results_dir: Path, truth: pd.DataFrame, wanted: pd.DataFrame) -> tuple[pd.DataFrame, Join]:
     """Results with truth, one row a slice of `wanted`, in its order."""

@@ -46,14 +46,14 @@ def overlaps(tp: Integers, fp: Integers, fn: Integers, tn: Integers) -> dict[str
     empty = tp + fp + fn == 0
 
     def overlap(cost: Floats | Integers) -> Floats:
-        return np.where(empty, 1.0, _ratio(tp, tp + cost))
+        return np.where(empty, 1.0, ratio(tp, tp + cost))
 
     return {
         "dice": overlap((fp + fn) / 2),
         "iou": overlap(fp + fn),
         "tversky": overlap(MISS_COST * fn + (1 - MISS_COST) * fp),
-        "sensitivity": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
     }
 
 
@@ -76,7 +76,7 @@ class Bootstrap:
         values, owners = values[known], owners[known]
         if values.size == 0:
             return Average(unit, 0, None, None, None)
-        means = _ratio(
+        means = ratio(
             self.weights @ self.by_patient(owners, values),
             self.weights @ self.by_patient(owners, np.ones(len(values))),
         )
@@ -143,7 +143,7 @@ def resampled_auc(sick: Booleans, scores: Floats, owners: Integers, bootstrap: B
         wins[:, q] = bootstrap.by_patient(owners[sick], (below + below_or_tied) / 2)
     weights = bootstrap.weights
     tumours, clears = bootstrap.by_patient(owners, sick), bootstrap.by_patient(owners, ~sick)
-    return _ratio(((weights @ wins) * weights).sum(axis=1), (weights @ tumours) * (weights @ clears))
+    return ratio(((weights @ wins) * weights).sum(axis=1), (weights @ tumours) * (weights @ clears))
 
 
 def resampled_precision(sick: Booleans, scores: Floats, owners: Integers, bootstrap: Bootstrap) -> Floats:
@@ -154,24 +154,24 @@ def resampled_precision(sick: Booleans, scores: Floats, owners: Integers, bootst
     for start in range(0, len(bootstrap.weights), CHUNK):
         weights = bootstrap.weights[start : start + CHUNK, owners[order]]
         found = np.cumsum(weights * sick[order], axis=1)[:, last_of_ties]
-        precision = _ratio(found, np.cumsum(weights, axis=1)[:, last_of_ties])
+        precision = ratio(found, np.cumsum(weights, axis=1)[:, last_of_ties])
         added = np.diff(found, axis=1, prepend=0.0)
-        samples.append(_ratio(np.nansum(precision * added, axis=1), found[:, -1]))
+        samples.append(ratio(np.nansum(precision * added, axis=1), found[:, -1]))
     return np.concatenate(samples)
 
 
 def _rates_of(confusions: Floats) -> dict[str, Floats]:
     tn, fp, fn, tp = confusions.T
     return {
-        "sensitivity": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
-        "precision": _ratio(tp, tp + fp),
-        "accuracy": _ratio(tp + tn, tp + tn + fp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "precision": ratio(tp, tp + fp),
+        "accuracy": ratio(tp + tn, tp + tn + fp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
     }
 
 
-def _ratio(part: Floats | Integers, whole: Floats | Integers) -> Floats:
+def ratio(part: Floats | Integers, whole: Floats | Integers) -> Floats:
     """part / whole, NaN where whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 

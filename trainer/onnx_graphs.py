@@ -56,6 +56,16 @@ def fold_for_export(model: keras.Model) -> keras.Model:
     return copied
 
 
+def with_temperature(model: keras.Model, temperature: float) -> keras.Model:
+    """The classifier with its logits divided by a temperature before its last softmax; 1 is itself."""
+    if temperature == 1:
+        return model
+    softmax = model.layers[-1]
+    if not isinstance(softmax, keras.layers.Softmax):
+        raise ValueError(f"{model.name} ends with {softmax.name}, a temperature stands before a Softmax")
+    return keras.Model(model.input, softmax(softmax.input / temperature), name=model.name)
+
+
 def classifier_graph(model: keras.Model) -> onnx.ModelProto:
     """`images` uint8 `[N,S,S,3]` to `tumor_probability` float32 `[N]`, from a folded classifier."""
 

@@ -1,4 +1,4 @@
-"""The article's picture (MRI, true mask, predicted mask, MRI with each), and curves of a training."""
+"""Pictures: the article's (MRI, true mask, predicted mask, MRI with each), and curves of measurements."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from engine.errors import UsageError
+from trainer.calibration import Reliability
 from trainer.dataset import read_mask
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def comparison_picture(rows: pd.DataFrame, out_png: str | os.PathLike[str]) -> N
     figure = _figure(width=3.0 * len(TITLES), height=3.2 * len(rows))
     grid = figure.subplots(len(rows), len(TITLES), squeeze=False)
     for line, (_, row) in zip(grid, rows.iterrows(), strict=True):
-        image = _read_image(str(row["image_path"]))
+        image = read_image(str(row["image_path"]))
         true = read_mask(str(row["mask_path"]))
         predicted = read_mask(str(row["predicted_path"])) if row["predicted_path"] else np.zeros_like(true)
         if not image.shape[:2] == true.shape == predicted.shape:
@@ -105,6 +106,52 @@ def curves(history_csv: str | os.PathLike[str], out_png: str | os.PathLike[str])
     figure.savefig(os.fspath(out_png), format="png", dpi=100)
 
 
+def reliability_picture(found: Reliability, out_png: str | os.PathLike[str]) -> None:
+    """Draws the share of tumour slices over their mean probability, with intervals, and the slices a bin."""
+    figure = _figure(width=5.0, height=6.0)
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins = [each for each in found.bins if each.probability is not None]
+    curve.plot((0, 1), (0, 1), color="grey", linestyle=":", label="as it says")
+    means, shares = [each.probability for each in bins], [each.tumours for each in bins]
+    curve.plot(means, shares, marker="o", label="measured")
+    for each in bins:
+        if each.interval is not None:
+            curve.vlines(each.probability, *each.interval, alpha=0.5)
+    curve.set_ylabel("share with tumour")
+    curve.set_title(f"expected calibration error {found.error.value or 0:.3f}")
+    curve.legend()
+    for each in found.bins:
+        counts.bar((each.low + each.high) / 2, each.slices, width=0.9 * (each.high - each.low), color="grey")
+    counts.set_yscale("symlog")
+    counts.set_xlabel("tumor_probability")
+    counts.set_ylabel("slices")
+    figure.savefig(os.fspath(out_png), format="png", dpi=100)
+
+
+def operating_picture(trade_off: pd.DataFrame, gate: float | None, out_png: str | os.PathLike[str]) -> None:
+    """Draws sensitivity and share of slices passed over the gate, and Dice lost below.
+
+    `trade_off` is of `trainer.gates.trade_off`; `gate` is the run's, marked.
+    """
+    figure = _figure(width=6.0, height=6.0)
+    rates, lost = figure.subplots(2, 1, sharex=True)
+    gates = trade_off["gate"]
+    for name, label in (("sensitivity", "tumour slices passed"), ("passed", "all slices passed")):
+        rates.plot(gates, trade_off[name], label=label)
+    lost.plot(gates, trade_off["dice_lost"], label="mean")
+    for axes, name in ((rates, "sensitivity"), (lost, "dice_lost")):
+        low, high = (trade_off[f"{name}_{end}"].astype(np.float64) for end in ("low", "high"))
+        axes.fill_between(gates, low, high, alpha=0.2)
+        axes.grid(alpha=0.3)
+        if gate is not None:
+            axes.axvline(gate, color="grey", linestyle=":", label=f"gate {gate:g}")
+        axes.legend()
+    rates.set_ylabel("share")
+    lost.set_ylabel("Dice per volume lost")
+    lost.set_xlabel("gate threshold")
+    figure.savefig(os.fspath(out_png), format="png", dpi=100)
+
+
 def _finish_panel(axes: Axes, quantity: str, history: pd.DataFrame) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -132,8 +179,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _read_image(path: str) -> npt.NDArray[np.uint8]:
-    """RGB uint8 [height, width, 3]; deeper images are scaled to 8 bits."""
+def read_image(path: str) -> npt.NDArray[np.uint8]:
+    """RGB uint8 [height, width, 3]; deeper images are scaled to 8 bits. Raises UsageError for no image."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:

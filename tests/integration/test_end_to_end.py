@@ -76,3 +76,8 @@ def test_phantoms_are_trained_on_exported_scored_and_evaluated(work: Path) -> No
     assert evaluation["join"]["slices"] == 110
     assert np.isfinite(evaluation["metrics"]["classifier"]["auc"]["value"])
     assert (work / "gated" / "comparison.png").is_file() or not masks
+    assert (work / "gated" / "reliability.png").is_file()
+    assert (work / "gated" / "operating.png").is_file()
+    gates = pd.read_csv(work / "gated" / "operating.csv")
+    assert gates["passed"].iloc[0] == 1
+    assert {each["gate"] for each in manifest["training"]["gates"]} >= {0.0, 0.5}

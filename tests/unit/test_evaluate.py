@@ -15,9 +15,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from engine.errors import MachineError, UsageError
 from trainer.dataset import Split
-from trainer.evaluate import Evaluation, evaluate, render
+from trainer.evaluate import Evaluation, evaluate
+from trainer.measure import KEPT
 from trainer.metrics import Average, Bootstrap, Figure, overlaps, resampled_auc, resampled_precision
-from trainer.pictures import choose_rows, comparison_picture, curves
+from trainer.pictures import (
+    choose_rows,
+    comparison_picture,
+    curves,
+    operating_picture,
+    reliability_picture,
+)
+from trainer.tables import KINDS, terminal_table
 
 SIDE = 10
 Pixels = tuple[int, int]  # a mask: the pixels from..to, counted along the lines
@@ -96,19 +104,19 @@ def results(tmp_path: Path, data: Path) -> Path:
 
 
 def average(evaluation: Evaluation, group: str, name: str) -> Average:
-    metric = evaluation.metrics[group][name]
+    metric = evaluation.measures.metrics[group][name]
     assert isinstance(metric, Average)
     return metric
 
 
 def value(evaluation: Evaluation, group: str, name: str) -> float | None:
-    metric = evaluation.metrics[group][name]
+    metric = evaluation.measures.metrics[group][name]
     assert isinstance(metric, Figure)
     return metric.value
 
 
 def test_volume_metrics_equal_those_by_hand(data: Path, results: Path) -> None:
-    volumes = evaluate(results, data).volumes.set_index("patient_id")
+    volumes = evaluate(results, data).measures.volumes.set_index("patient_id")
     assert volumes.loc[CS, ["tp", "fp", "fn", "tn"]].tolist() == [10, 10, 10, 170]
     assert volumes.loc[DU, ["tp", "fp", "fn", "tn"]].tolist() == [40, 10, 30, 220]
     names = ["dice", "iou", "tversky", "sensitivity", "specificity"]
@@ -138,8 +146,8 @@ def test_means_medians_and_counts_equal_those_by_hand(data: Path, results: Path)
 def test_confusions_and_ranking_equal_those_by_hand(data: Path, results: Path) -> None:
     evaluation = evaluate(results, data)
     assert evaluation.gate_threshold == 0.5
-    assert evaluation.confusion["gate"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
-    assert evaluation.confusion["has_mask"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
+    assert evaluation.measures.confusion["gate"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
+    assert evaluation.measures.confusion["has_mask"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
     figures = ("sensitivity", "specificity", "precision", "accuracy", "f1")
     assert [value(evaluation, "gate", name) for name in figures] == pytest.approx(
         [2 / 3, 1 / 2, 2 / 3, 3 / 5, 2 / 3]
@@ -150,15 +158,15 @@ def test_confusions_and_ranking_equal_those_by_hand(data: Path, results: Path) -
 
 def test_a_slice_at_the_threshold_passes_the_gate(tmp_path: Path, data: Path) -> None:
     out = write_results(tmp_path / "out", str(data), gate=0.7)
-    assert evaluate(out, data).confusion["gate"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
+    assert evaluate(out, data).measures.confusion["gate"] == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
     out = write_results(tmp_path / "out", str(data), gate=0.71)
-    assert evaluate(out, data).confusion["gate"] == {"tn": 2, "fp": 0, "fn": 1, "tp": 2}
+    assert evaluate(out, data).measures.confusion["gate"] == {"tn": 2, "fp": 0, "fn": 1, "tp": 2}
 
 
 def test_the_gate_is_compared_at_the_digits_of_the_table(tmp_path: Path, data: Path) -> None:
     scored = SCORED | {f"{DU}/{DU}_1.tif": (0.123456, (0, 0))}  # was 0.1234564 before it was written
     out = write_results(tmp_path / "out", str(data), scored, gate=0.1234563)
-    assert evaluate(out, data).confusion["gate"]["tp"] == 3
+    assert evaluate(out, data).measures.confusion["gate"]["tp"] == 3
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_without_a_known_gate_its_confusion_is_left_out(
         (results / "run.json").write_text(content)
     evaluation = evaluate(results, data)
     assert evaluation.gate_threshold is None
-    assert list(evaluation.confusion) == ["has_mask"]
+    assert list(evaluation.measures.confusion) == ["has_mask"]
 
 
 def test_what_the_gate_costs_is_told_by_ungated_results(tmp_path: Path, data: Path, results: Path) -> None:
@@ -183,13 +191,74 @@ def test_what_the_gate_costs_is_told_by_ungated_results(tmp_path: Path, data: Pa
     assert lost.n == 2
     assert lost.mean == pytest.approx((0 + 14 / 15 - 2 / 3) / 2)
     assert lost.interval == pytest.approx((0, 14 / 15 - 2 / 3))
-    assert evaluation.volumes["dice_ungated"].tolist() == pytest.approx([1 / 2, 14 / 15])
-    assert "gating" not in evaluate(results, data).metrics
+    assert evaluation.measures.volumes["dice_ungated"].tolist() == pytest.approx([1 / 2, 14 / 15])
+    assert "gating" not in evaluate(results, data).measures.metrics
+
+
+def test_the_operating_table_has_every_gate_that_ungated_results_can_tell_of(
+    tmp_path: Path, data: Path, results: Path
+) -> None:
+    scored = SCORED | {f"{DU}/{DU}_1.tif": (0.1, (0, 30))}
+    ungated = write_results(tmp_path / "ungated", str(data), scored, gated=False)
+    table = evaluate(results, data, ungated=ungated).measures.operating
+    assert table is not None
+    rows = table.set_index("gate")
+    assert rows.loc[0.0, ["passed", "sensitivity", "dice_lost"]].tolist() == [1, 1, 0]
+    found = rows.loc[0.5]  # shuts out the slice of 0.1 that has 30 of its volume's 70 pixels
+    assert found["passed"] == pytest.approx(3 / 5)
+    assert found["sensitivity"] == pytest.approx(2 / 3)
+    assert found["dice_lost"] == pytest.approx((14 / 15 - 2 / 3) / 2)
+    assert (found["sensitivity_low"], found["sensitivity_high"]) == pytest.approx((1 / 2, 1))
+    alone = evaluate(ungated, data).measures
+    assert alone.operating is not None
+    assert alone.operating["dice_lost"].tolist() == table["dice_lost"].tolist()
+    assert "gating" not in alone.metrics
+    assert evaluate(results, data).measures.operating is None
+
+
+def test_gated_results_are_refused_as_ungated_ones(data: Path, results: Path) -> None:
+    with pytest.raises(UsageError, match="was scored with a gate: score it again with --no-gate"):
+        evaluate(results, data, ungated=results)
+
+
+def test_the_share_of_slices_that_pass_is_measured(data: Path, results: Path) -> None:
+    evaluation = evaluate(results, data)
+    assert value(evaluation, "gate", "passed") == pytest.approx(3 / 5)
+    assert evaluation.measures.metrics["gate"]["passed"].interval == pytest.approx((1 / 2, 2 / 3))
+
+
+def test_tumour_slices_are_told_apart_by_what_makes_them_hard(tmp_path: Path) -> None:
+    truth = {f"{CS}/{CS}_{i}.tif": (0, 20) for i in range(1, 6)}
+    data = write_tree(tmp_path / "data", truth)
+    for i in range(1, 6):
+        image = np.full((SIDE, SIDE, 3), (10, 20, 30) if i != 3 else (10, 20, 20), np.uint8)
+        assert cv2.imwrite(str(data / CS / f"{CS}_{i}.tif"), image[..., ::-1])
+    out = write_results(
+        tmp_path / "out", str(data), {name: (0.9, (0, 20 if "_4" in name else 0)) for name in truth}
+    )
+    evaluation = evaluate(out, data)
+    dice = {kind: average(evaluation, kind, "dice") for kind in KINDS}
+    assert {kind: metric.n for kind, metric in dice.items()} == {
+        "plain_slice": 2,
+        "small_lesion": 0,
+        "edge_slice": 2,
+        "missing_sequence": 1,
+    }
+    assert value(evaluation, "plain_slice", "missed") == 1 / 2
+    assert value(evaluation, "edge_slice", "missed") == 1
+    assert value(evaluation, "volume", "failed") == 1
+
+
+def test_quarantined_slices_do_not_spoil_the_calibration(tmp_path: Path, data: Path) -> None:
+    out = write_results(tmp_path / "out", str(data), quarantined=(f"{DU}/{DU}_2.tif",))
+    likelihood = average(evaluate(out, data), "calibration", "likelihood")
+    assert likelihood.n == 4
+    assert likelihood.mean == pytest.approx(-np.log([0.8, 0.8, 0.1, 0.3]).mean())
 
 
 def test_ungated_results_of_other_slices_are_refused(tmp_path: Path, data: Path, results: Path) -> None:
     fewer = {name: scored for name, scored in SCORED.items() if not name.endswith("_3.tif")}
-    ungated = write_results(tmp_path / "ungated", str(data), fewer)
+    ungated = write_results(tmp_path / "ungated", str(data), fewer, gated=False)
     with pytest.raises(
         UsageError, match=r"other slices .* 1 are in one of them only, the first is .*_3\.tif"
     ):
@@ -202,7 +271,7 @@ def test_intervals_come_from_resampling_whole_patients(data: Path, results: Path
     assert average(evaluation, "volume", "dice").interval == pytest.approx((1 / 2, 2 / 3))
     assert average(evaluation, "slice", "dice").interval == pytest.approx((1 / 3, 3 / 4))
     assert average(evaluation, "tumour_slice", "dice").interval == pytest.approx((1 / 2, 1 / 2))
-    accuracy = evaluation.metrics["gate"]["accuracy"]
+    accuracy = evaluation.measures.metrics["gate"]["accuracy"]
     assert accuracy.interval == pytest.approx((1 / 3, 1))
 
 
@@ -304,9 +373,9 @@ def test_a_quarantined_slice_counts_as_predicted_empty_and_is_reported(tmp_path:
     out = write_results(tmp_path / "out", str(data), quarantined=(f"{DU}/{DU}_2.tif",))
     evaluation = evaluate(out, data)
     assert evaluation.join.quarantined == 1
-    volumes = evaluation.volumes.set_index("patient_id")
+    volumes = evaluation.measures.volumes.set_index("patient_id")
     assert volumes.loc[DU, ["tp", "fp", "fn", "quarantined"]].tolist() == [0, 10, 70, 1]
-    assert evaluation.confusion["gate"]["fn"] == 2
+    assert evaluation.measures.confusion["gate"]["fn"] == 2
     assert value(evaluation, "classifier", "auc") == pytest.approx(2 / 6)
 
 
@@ -315,11 +384,11 @@ def test_a_split_limits_the_evaluation_to_its_test_patients(
 ) -> None:
     Split("patient", 0, (CS,), (), (DU,)).save(tmp_path / "split.json")
     evaluation = evaluate(results, data, split=tmp_path / "split.json")
-    assert evaluation.volumes["patient_id"].tolist() == [DU]
+    assert evaluation.measures.volumes["patient_id"].tolist() == [DU]
     assert (evaluation.join.results_outside_part, evaluation.join.truth_without_results) == (2, 0)
     assert evaluation.inputs["part"] == "test"
     train = evaluate(results, data, split=tmp_path / "split.json", part="train")
-    assert train.volumes["patient_id"].tolist() == [CS]
+    assert train.measures.volumes["patient_id"].tolist() == [CS]
 
 
 def test_a_part_without_a_split_or_of_no_split_is_refused(tmp_path: Path, data: Path, results: Path) -> None:
@@ -328,6 +397,14 @@ def test_a_part_without_a_split_or_of_no_split_is_refused(tmp_path: Path, data: 
         evaluate(results, data, part="test")
     with pytest.raises(UsageError, match="one of train, validation, test"):
         evaluate(results, data, split=tmp_path / "split.json", part="exam")
+
+
+def test_a_part_that_holds_nobody_is_one_line_that_names_the_others(
+    tmp_path: Path, data: Path, results: Path
+) -> None:
+    Split("patient", 0, (CS,), (DU,), ()).save(tmp_path / "split.json")
+    with pytest.raises(UsageError, match=r"nobody in its test part: .*--part \(train, validation\)"):
+        evaluate(results, data, split=tmp_path / "split.json", part="test")
 
 
 def test_a_part_that_was_not_scored_is_refused(tmp_path: Path, data: Path) -> None:
@@ -389,10 +466,16 @@ def test_the_files_hold_what_was_found(tmp_path: Path, data: Path, results: Path
         "tversky": 0.625,
         "sensitivity": pytest.approx(4 / 7),
         "specificity": pytest.approx(22 / 23),
+        "dice_median": pytest.approx(2 / 3),
+        "dice_low": None,  # one patient has no interval
+        "dice_high": None,
     }
     assert "empty" in content["conventions"]
+    assert [each["slices"] for each in content["reliability"]] == [0, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     volumes = pd.read_csv(tmp_path / "report" / "volumes.csv")
     assert volumes["patient_id"].tolist() == [CS, DU]
+    assert list(pd.read_csv(tmp_path / "report" / "slices.csv")) == KEPT
+    assert not (tmp_path / "report" / "operating.csv").exists()
 
 
 def test_an_output_that_cannot_be_written_is_one_error(tmp_path: Path, data: Path, results: Path) -> None:
@@ -403,7 +486,8 @@ def test_an_output_that_cannot_be_written_is_one_error(tmp_path: Path, data: Pat
 
 def test_the_table_shows_metric_mean_median_and_interval(data: Path, results: Path) -> None:
     text = io.StringIO()
-    table = render(evaluate(results, data))
+    evaluation = evaluate(results, data)
+    table = terminal_table(evaluation.measures, "results", evaluation.join.notes())
     Console(file=text, width=140).print(table)
     assert [str(column.header) for column in table.columns] == ["metric", "mean", "median", "95% interval"]
     assert "volume dice (2)" in text.getvalue()
@@ -412,7 +496,7 @@ def test_the_table_shows_metric_mean_median_and_interval(data: Path, results: Pa
 
 
 def test_the_picture_has_a_line_of_five_a_slice(tmp_path: Path, data: Path, results: Path) -> None:
-    rows = choose_rows(evaluate(results, data).slices)
+    rows = choose_rows(evaluate(results, data).measures.slices)
     comparison_picture(rows, tmp_path / "all.png")
     comparison_picture(rows.head(1), tmp_path / "one.png")
     every, one = cv2.imread(str(tmp_path / "all.png")), cv2.imread(str(tmp_path / "one.png"))
@@ -440,7 +524,7 @@ def test_the_picture_shows_hits_over_the_range_of_dice_a_miss_and_a_false_alarm(
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path, data: Path, results: Path) -> None:
-    slices = evaluate(results, data).slices
+    slices = evaluate(results, data).measures.slices
     with pytest.raises(UsageError, match="no slice with a tumour or a mask"):
         comparison_picture(choose_rows(slices[slices["dice"] == 1].query("mask == 0")), tmp_path / "none.png")
 
@@ -449,8 +533,29 @@ def test_a_picture_is_drawn_of_names_that_are_no_plain_text(tmp_path: Path) -> N
     name = f"{CS}/a $x_$ \u8133 \u202e.tif"
     data = write_tree(tmp_path / "data", {name: (0, 20)})
     out = write_results(tmp_path / "out", str(data), {name: (0.8, (0, 10))})
-    comparison_picture(choose_rows(evaluate(out, data).slices), tmp_path / "picture.png")
+    comparison_picture(choose_rows(evaluate(out, data).measures.slices), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_reliability_and_gates_are_drawn(tmp_path: Path, data: Path, results: Path) -> None:
+    ungated = write_results(tmp_path / "ungated", str(data), gated=False)
+    found = evaluate(results, data, ungated=ungated).measures
+    assert found.operating is not None
+    reliability_picture(found.reliability, tmp_path / "reliability.png")
+    operating_picture(found.operating, 0.5, tmp_path / "operating.png")
+    for name in ("reliability", "operating"):
+        assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
+
+
+def test_one_patient_and_one_kind_of_slice_can_be_drawn_too(tmp_path: Path) -> None:
+    truth = {name: pixels for name, pixels in TRUTH.items() if CS in name and pixels == (0, 0)}
+    data = write_tree(tmp_path / "data", truth)
+    out = write_results(tmp_path / "out", str(data), dict.fromkeys(truth, (0.1, (0, 0))), gated=False)
+    found = evaluate(out, data).measures
+    assert found.operating is not None
+    reliability_picture(found.reliability, tmp_path / "reliability.png")
+    operating_picture(found.operating, None, tmp_path / "operating.png")
+    assert (tmp_path / "operating.png").is_file()
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -21,6 +21,7 @@ from trainer.onnx_graphs import (  # noqa: E402
     save_graph,
     segmenter_graph,
     store_kernels_as_float16,
+    with_temperature,
 )
 
 layers = keras.layers
@@ -265,3 +266,27 @@ def test_any_number_of_slices_can_be_asked_and_each_is_answered_by_itself(
     for i in range(len(slices)):
         alone = answer(segmenter, slices[i : i + 1])
         assert np.abs(alone["mask_probability"][0].astype(int) - together["mask_probability"][i]).max() <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_temperature_divides_the_logits_in_the_graph(
+    slices: npt.NDArray[np.uint8], tmp_path: Path, temperature: float
+) -> None:
+    unsure = fold_for_export(small_classifier())
+    unsure.layers[-2].kernel.assign(unsure.layers[-2].kernel * 2**-6)
+    mended = with_temperature(unsure, temperature)
+    save_graph(classifier_graph(mended), tmp_path / "classifier.onnx")
+    found = answer(tmp_path / "classifier.onnx", slices)["tumor_probability"]
+    logits = keras.Model(unsure.input, unsure.layers[-1].input)(slices)
+    clear, tumour = np.asarray(logits, np.float64).T
+    np.testing.assert_allclose(found, 1 / (1 + np.exp((clear - tumour) / temperature)), atol=1e-5)
+    assert np.abs(found - np.asarray(unsure(slices))[:, 1]).max() > 1e-3
+
+
+def test_a_temperature_of_one_changes_nothing(folded_classifier: keras.Model) -> None:
+    assert with_temperature(folded_classifier, 1.0) is folded_classifier
+
+
+def test_a_temperature_needs_a_softmax(folded: keras.Model) -> None:
+    with pytest.raises(ValueError, match="before a Softmax"):
+        with_temperature(folded, 2.0)

@@ -1,0 +1,148 @@
+"""One run of `engine.score` in a process of its own, watched from outside and inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks.machine import CHECKOUT
+from benchmarks.memory import PeakMemory
+from engine.errors import MachineError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to score and how, as `engine.run.Options` has it.
+
+    `null` puts models in that compute nothing, `cores` keeps it on the first so many, `stages` watches where
+    the CPU time goes, which costs a little itself: not for runs whose rate counts.
+    """
+
+    inputs: list[str]
+    out: str
+    bundle: str
+    backend: str = "auto"
+    precision: str = "auto"
+    batch: int = 16
+    workers: int | None = None
+    limit: int | None = None
+    null: bool = False
+    cores: int | None = None
+    stages: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
+
+    `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
+    the last, so without the start of the decode workers. `peak_bytes` (0 if it was not watched) of all its
+    processes together, `stages` CPU seconds, and `stages_wall` what they were counted in.
+    """
+
+    slices: int
+    quarantined: int
+    has_mask: int
+    passed: int
+    seconds: float
+    steady: float
+    start_up: float
+    first_result: float
+    tables: float
+    total: float
+    stages: dict[str, float] = field(default_factory=dict)
+    stages_wall: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def per_second(self) -> float:
+        """Slices a second, of this call."""
+        return self.slices / self.seconds if self.seconds else 0.0
+
+
+def run(job: Job, *, memory: bool = False) -> Ran:
+    """Run it and wait. Raises MachineError with its last line when it fails."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job)), repr(time.monotonic())],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with ExitStack() as stack:
+        watch = stack.enter_context(PeakMemory(process.pid)) if memory else None
+        out, err = process.communicate()
+    if process.returncode:
+        reason = (err.strip() or out.strip() or "no reason given").splitlines()[-1]
+        raise MachineError(f"a run of tumorscan ended with status {process.returncode}: {reason}")
+    return Ran(**json.loads(out.splitlines()[-1]), peak_bytes=watch.bytes if watch else 0)
+
+
+def main() -> None:
+    job, began = Job(**json.loads(sys.argv[1])), float(sys.argv[2])
+    if job.cores is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores])
+    from benchmarks.null import null_models
+    from benchmarks.stages import CpuByStage
+    from engine.pipeline import Totals
+    from engine.score import Options, Watcher, score
+
+    commits: list[tuple[float, int]] = []
+
+    class Commits(Watcher):
+        def goes_on(self, totals: Totals) -> None:
+            if totals.slices and (not commits or totals.slices > commits[-1][1]):
+                commits.append((time.monotonic(), totals.slices))
+
+    options = Options(
+        inputs=tuple(job.inputs),
+        out=Path(job.out),
+        bundle=Path(job.bundle),
+        limit=job.limit,
+        batch=job.batch,
+        workers=job.workers,
+        backend=job.backend,
+        precision=job.precision,
+    )
+    with ExitStack() as stack:
+        if job.null:
+            stack.enter_context(null_models())
+        stages = stack.enter_context(CpuByStage()) if job.stages else None
+        outcome = score(options, Commits())
+    timings = json.loads((options.out / "run.json").read_text())["timings"]
+    found = Ran(
+        slices=outcome.totals.slices,
+        quarantined=outcome.totals.quarantined,
+        has_mask=outcome.totals.has_mask,
+        passed=outcome.totals.ok - outcome.gated_out,
+        seconds=outcome.totals.seconds,
+        steady=_steady(commits),
+        start_up=timings["start_up_seconds"],
+        first_result=commits[0][0] - began if commits else 0.0,
+        tables=timings["tables_seconds"],
+        total=time.monotonic() - began,
+        stages=stages.seconds if stages else {},
+        stages_wall=stages.wall if stages else 0.0,
+    )
+    facts = asdict(found)
+    del facts["peak_bytes"]
+    print(json.dumps(facts))
+
+
+def _steady(commits: list[tuple[float, int]]) -> float:
+    """Slices a second from the first commit to the last; 0 where that is less than two commits."""
+    if len(commits) < 2:
+        return 0.0
+    (began, first), (ended, last) = commits[0], commits[-1]
+    return (last - first) / (ended - began)
+
+
+if __name__ == "__main__":
+    main()
