@@ -42,7 +42,7 @@ class Ran:
     """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
 
     `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
-    the last, so without the start of the decode workers. `peak_bytes` (0 if it was not watched) of all its
+    the last, so without the start of the decode workers; of a run with one commit, of the whole. `peak_bytes` (0 if it was not watched) of all its
     processes together, `stages` CPU seconds, and `stages_wall` what they were counted in.
     """
 
@@ -123,7 +123,7 @@ def main() -> None:
         has_mask=outcome.totals.has_mask,
         passed=outcome.totals.ok - outcome.gated_out,
         seconds=outcome.totals.seconds,
-        steady=_steady(commits),
+        steady=_steady(commits) or outcome.slices_per_second,
         start_up=timings["start_up_seconds"],
         first_result=commits[0][0] - began if commits else 0.0,
         tables=timings["tables_seconds"],

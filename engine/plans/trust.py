@@ -110,7 +110,7 @@ def _check(path: Path, status: os.stat_result, is_root: bool, folder: bool) -> N
         raise UsageError(f"{shown(path)} belongs to {owner}, not to {user}: {remedy}")
     if mode & _OTHERS_WRITE:
         if is_root:
-            remedy = f"{ANOTHER_FOLDER}, or {_chmod('700', path)} if it is a cache and you trust what it holds"
+            remedy = f"{ANOTHER_FOLDER}, or {_chmod('700', path)} if you trust what it holds"
         raise UsageError(f"{shown(path)} can be written by others (mode {mode:04o}): {remedy}")
     if is_root and mode & _OTHERS:
         remedy = f"{_chmod('700', path)}, or {ANOTHER_FOLDER}"
