@@ -42,8 +42,9 @@ class Ran:
     """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
 
     `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
-    the last, so without the start of the decode workers; of a run with one commit, of the whole. `peak_bytes` (0 if it was not watched) of all its
-    processes together, `stages` CPU seconds, and `stages_wall` what they were counted in.
+    the last, so without the start of the decode workers; of a run with one commit, of the whole.
+    `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
+    `stages_wall` what they were counted in.
     """
 
     slices: int
