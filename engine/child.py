@@ -17,17 +17,20 @@ _PR_SET_PDEATHSIG: Final = 1
 
 def child_environment() -> dict[str, str]:
     """This process's environment and import path; libraries quiet and on one thread."""
-    home = str(Path(__file__).resolve().parent.parent)
-    path = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - keeps links as they are
-    if home not in path:
-        path.insert(0, home)
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": import_path(),
         "OPENCV_LOG_LEVEL": "SILENT",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def import_path() -> str:
+    """This process's own import path as PYTHONPATH has it, so that a child finds what this one would find."""
+    home = str(Path(__file__).resolve().parent.parent)
+    path = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - keeps links as they are
+    return os.pathsep.join(path if home in path else [home, *path])
 
 
 def die_with(parent: int) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from engine.child import child_environment, death, last_line
 from engine.decode_worker import MESSAGE_BYTES
 from engine.errors import MachineError
 
@@ -36,7 +35,7 @@ class WorkerProcess:
                 stdout=self._complaints,
                 stderr=self._complaints,
                 pass_fds=(memory, theirs.fileno()),
-                env=_environment(),
+                env=child_environment(),
             )
         except OSError as error:
             self._channel.close()
@@ -90,31 +89,10 @@ class WorkerProcess:
     def close(self) -> str:
         """Close the socket; return the last line that the worker wrote while it started, if any."""
         self._channel.close()
-        written = os.pread(self._complaints, os.fstat(self._complaints).st_size, 0)
+        said = last_line(self._complaints)
         os.close(self._complaints)
-        lines = [line.strip() for line in written.decode(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "")
+        return said
 
     def death(self) -> str:
         """Say how the process ended."""
-        status = self._process.returncode
-        if status is None:
-            return "did not end when killed"
-        if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
-        return f"ended with status {status}"
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment and import path; libraries quiet and on one thread."""
-    home = str(Path(__file__).resolve().parent.parent)
-    path = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - keeps links as they are
-    if home not in path:
-        path.insert(0, home)
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
-        "OPENCV_LOG_LEVEL": "SILENT",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+        return death(self._process.returncode)

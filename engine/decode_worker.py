@@ -10,12 +10,10 @@ can be laid at that file's door.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import mmap
 import os
-import signal
 import socket
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from engine.child import die_with
 from engine.errors import Failure, SliceError
 from engine.sources.files import read_file
 from engine.sources.geometry import SIDE
@@ -37,7 +36,6 @@ READY = [0, []]
 # The columns of the control area; a row fills a cache line of its own.
 TICKET, STARTED_NS, CONTROL_COLUMNS = 0, 1, 8
 
-_PR_SET_PDEATHSIG = 1
 _LONGEST_MESSAGE = 500
 
 Outcome = tuple[int, int] | tuple[str, str, str, bool]
@@ -67,7 +65,7 @@ class RingMemory:
 def main() -> None:
     """Serve the ring that started this process until it goes away."""
     parent, memory, slots, workers, number, channel = (int(argument) for argument in sys.argv[1:])
-    _die_with(parent)
+    die_with(parent)
     # cv2 is loaded before the first file, so that no file pays for it or is blamed for its failure.
     import cv2
 
@@ -93,12 +91,6 @@ def main() -> None:
                 outcomes.append(dataclasses.astuple(_failure(error)))
         control[TICKET] = 0
         ring_side.send(json.dumps([ticket, outcomes]).encode())
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the ring is gone")
 
 
 def _silence_decoders() -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, Literal
+
+from engine.child import import_path
 
 Subject = Literal["driver", "tensorrt", "tensorrt-rtx", "pycuda", "decoding", "openvino", "onnxruntime"]
 
@@ -57,7 +58,7 @@ def _ask(subject: Subject, limit: float) -> Answer:
             stdin=subprocess.DEVNULL,
             stdout=answers,
             stderr=complaints,
-            env={**os.environ, "PYTHONPATH": _import_path()},
+            env={**os.environ, "PYTHONPATH": import_path()},
         )
         ended = _wait(process, limit)
         with suppress(ValueError, TypeError):  # nothing there, or what a library wrote before it crashed
@@ -89,13 +90,6 @@ def _wait(process: subprocess.Popen[bytes], limit: float) -> str:
     if status < 0:
         return f"it crashes the process that loads it ({signal.strsignal(-status)})"
     return f"it ends the process that loads it with status {status}"
-
-
-def _import_path() -> str:
-    """This process's own import path, so that the other one finds what a run would find."""
-    home = str(Path(__file__).resolve().parent.parent)
-    path = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - keeps links as they are
-    return os.pathsep.join(path if home in path else [home, *path])
 
 
 def _driver() -> dict[str, Any]:
