@@ -24,14 +24,12 @@ from engine.bench import (
     Slices,
     from_ram,
     load_slices,
-    open_models,
     runner_only,
-    scorers,
     warm_up,
 )
 from engine.errors import TumorscanError
 from engine.run import BLOCK, Options, Plan
-from engine.score import survey
+from engine.score import open_models, scorers, survey
 
 BOUND_SECONDS: Final = 8.0
 TRIAL_SLICES: Final = 64

@@ -7,14 +7,12 @@ and decoding. `tumorscan bench` prints all three; the programs in benchmarks/ st
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, cast
@@ -28,9 +26,8 @@ from engine.pipeline import WRITERS, Pipeline
 from engine.ring import DecodedBlock, DecodedSlice, Ring
 from engine.rows import RowWriter
 from engine.run import Options, Plan
-from engine.runners import open_runner
 from engine.runners.base import SIDE, Images
-from engine.score import LEDGER, OPENVINO_SCORERS, score, survey
+from engine.score import LEDGER, open_models, score, scorers, survey
 from engine.sources.discovery import Discovery, SourceFile
 from engine.sources.files import read_file
 from engine.sources.read import decode_slice
@@ -259,24 +256,6 @@ def load_slices(options: Options, count: int) -> Slices:
         where = ", ".join(map(shown, options.inputs))
         raise UsageError(f"no slices in {where}: give a folder with .tif, .png, .jpg or .webp files")
     return Slices(tuple(files), tuple(sizes), images[: len(files)])
-
-
-@contextmanager
-def open_models(plan: Plan) -> Iterator[Cascade]:
-    """Both models as a run of this plan opens them."""
-    outputs = plan.operating.segmenter_outputs
-    on_classifier, on_segmenter = plan.precision
-    with (
-        open_runner(plan.backend, plan.bundle, "classifier", on_classifier) as classifier,
-        open_runner(plan.backend, plan.bundle, "segmenter", on_segmenter, outputs=outputs) as segmenter,
-    ):
-        yield Cascade(classifier, segmenter, plan.operating)
-
-
-def scorers(plan: Plan) -> int:
-    """How many threads call the cascade in a run of this plan."""
-    cores = len(os.sched_getaffinity(0))
-    return OPENVINO_SCORERS if plan.backend == "openvino" else max(2, cores)
 
 
 def _plans(request: Request, scratch: Path, left_out: dict[str, str]) -> dict[str, Plan]:

@@ -9,12 +9,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from engine.bundle import Bundle
 from engine.cascade import Cascade, OperatingPoint
@@ -31,12 +31,24 @@ from engine.ring import Ring
 from engine.rows import RowWriter
 from engine.run import Options, Outcome, Plan, Survey
 from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
-from engine.runners.base import Precision, Runner
+from engine.runners.base import Precision
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.lists import open_list
 from engine.text import shown
 
-__all__ = ["Options", "Outcome", "Plan", "Stop", "Survey", "Watcher", "count_slices", "score", "survey"]
+__all__ = [
+    "Options",
+    "Outcome",
+    "Plan",
+    "Stop",
+    "Survey",
+    "Watcher",
+    "count_slices",
+    "open_models",
+    "score",
+    "scorers",
+    "survey",
+]
 
 LEDGER = "run.sqlite"
 OPENVINO_SCORERS = 2
@@ -241,16 +253,13 @@ def _pipeline(
     stack: ExitStack,
 ) -> Pipeline:
     """Start the workers, then load the models while those come up."""
-    cores = len(os.sched_getaffinity(0))
-    workers = options.workers or max(1, min(8, cores // 2))
-    # A call into OpenVINO fills every core by itself; one into ONNX Runtime fills one.
-    scorers = OPENVINO_SCORERS if plan.backend == "openvino" else max(2, cores)
-    blocks = scorers + WRITERS + workers + 1
+    workers = options.workers or max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+    callers = scorers(plan)
+    blocks = callers + WRITERS + workers + 1
     ring = stack.enter_context(
         Ring(blocks=blocks, block_size=options.batch, workers=workers, timeout_s=FILE_TIMEOUT)
     )
-    classifier = stack.enter_context(_runner(plan, "classifier"))
-    segmenter = stack.enter_context(_runner(plan, "segmenter"))
+    cascade = stack.enter_context(open_models(plan))
 
     def on_tick(totals: Totals) -> None:
         stop.look_at_clock()
@@ -259,20 +268,32 @@ def _pipeline(
     return Pipeline(
         entries=entries,
         ring=ring,
-        cascade=Cascade(classifier, segmenter, plan.operating),
+        cascade=cascade,
         writer=RowWriter(options.out, masks=options.masks == "png", overlays=options.overlays),
         ledger=ledger,
         block_size=options.batch,
-        scorers=scorers,
+        scorers=callers,
         stop=stop.asked,
         on_tick=on_tick,
     )
 
 
-def _runner(plan: Plan, model: Literal["classifier", "segmenter"]) -> Runner:
-    precision = plan.precision[0 if model == "classifier" else 1]
-    outputs = plan.operating.segmenter_outputs if model == "segmenter" else None
-    return open_runner(plan.backend, plan.bundle, model, precision, outputs=outputs)
+@contextmanager
+def open_models(plan: Plan) -> Iterator[Cascade]:
+    """Both models as a run of this plan opens them. Raises what `open_runner` does."""
+    outputs = plan.operating.segmenter_outputs
+    on_classifier, on_segmenter = plan.precision
+    with (
+        open_runner(plan.backend, plan.bundle, "classifier", on_classifier) as classifier,
+        open_runner(plan.backend, plan.bundle, "segmenter", on_segmenter, outputs=outputs) as segmenter,
+    ):
+        yield Cascade(classifier, segmenter, plan.operating)
+
+
+def scorers(plan: Plan) -> int:
+    """How many threads call the cascade in a run of this plan."""
+    # A call into OpenVINO fills every core by itself; one into ONNX Runtime fills one.
+    return OPENVINO_SCORERS if plan.backend == "openvino" else max(2, len(os.sched_getaffinity(0)))
 
 
 def _remove_outputs(out: Path) -> None:

@@ -16,13 +16,11 @@ from engine.bench import (
     from_ram,
     load_slices,
     measure,
-    open_models,
     runner_only,
-    scorers,
 )
 from engine.errors import UsageError
 from engine.run import Options, Plan
-from engine.score import survey
+from engine.score import open_models, scorers, survey
 from tests.badfiles import tiff
 from tests.runs import files_below, write_slices
 from tests.tinybundle import make_tiny_bundle, tiny_slice
