@@ -152,6 +152,14 @@ class Bundle:
             _verify(folder / entry.file, entry)
         return cls(folder, manifest, hashlib.sha256(raw).hexdigest())
 
+    def expect_unchanged(self) -> None:
+        """Raise `UsageError` where the folder no longer holds this bundle, whole.
+
+        Asked after the graphs were read again by a runtime: what it read is then what was verified.
+        """
+        if Bundle.load(self.folder).sha256 != self.sha256:
+            raise UsageError(f"{self.folder}: the bundle was replaced while it was loaded: run again")
+
     @staticmethod
     def default_folder() -> Path:
         """The bundle that came with the package: inside it in a wheel, models/lgg in a source checkout."""

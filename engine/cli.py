@@ -11,6 +11,7 @@ import typer
 
 from engine import __version__
 from engine.commands import bench, build, doctor, engines, parity, score
+from engine.commands.screen import lasting
 from engine.errors import TumorscanError
 
 BUG_STATUS = 1
@@ -57,7 +58,7 @@ def top(
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    typer.echo("tumorscan: " + " ".join(text.split()), err=True)
+    typer.echo("tumorscan: " + " ".join(text.split()), file=lasting(sys.stderr))
     sys.exit(status)
 
 

@@ -93,6 +93,11 @@ class WorkerProcess:
         os.close(self._complaints)
         return said
 
+    @property
+    def status(self) -> int | None:
+        """The exit status, the signal's number below zero; None while it is not known to have ended."""
+        return self._process.returncode
+
     def death(self) -> str:
         """Say how the process ended."""
         return death(self._process.returncode)

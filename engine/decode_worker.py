@@ -2,10 +2,11 @@
 
 It is started as `python -m engine.decode_worker` with two inherited descriptors: the memory, and a socket on
 which every message is one JSON array. The ring sends [ticket, slot, [path, ...]], paths as latin-1 text; the
-worker answers [ticket, [outcome, ...]], an outcome being [height, width] or the four fields of a Failure. Its
-first message, [0, []], says that it is ready. While it works, its row of the control area holds the ticket of
-the file it is at (the request's ticket plus the file's place in it) and since when, so that whatever ends it
-can be laid at that file's door.
+worker answers [ticket, [outcome, ...]], an outcome being [height, width] or the four fields of a Failure, and
+then the file's bytes and time (nanoseconds) as it was read, null where it was not. Its first message,
+[0, []], says that it is ready. While it works, its row of the control area holds the ticket of the file it is
+at (the request's ticket plus the file's place in it), since when, and whether the file has been read, so that
+whatever ends the worker can be laid at that file's door.
 """
 
 from __future__ import annotations
@@ -26,19 +27,23 @@ import numpy.typing as npt
 
 from engine.child import die_with
 from engine.errors import Failure, SliceError
-from engine.sources.files import read_file
+from engine.sources.files import Content, read_content
 from engine.sources.geometry import SIDE
 
 SLOT_BYTES = SIDE * SIDE * 3
 MESSAGE_BYTES = 64 * 1024
 READY = [0, []]
+OUT_OF_MEMORY = 77
+"""The exit status of a worker that has none: a fresh one may, and this one would fail every further file."""
 
 # The columns of the control area; a row fills a cache line of its own.
-TICKET, STARTED_NS, CONTROL_COLUMNS = 0, 1, 8
+TICKET, STARTED_NS, IS_READ, CONTROL_COLUMNS = 0, 1, 2, 8
 
 _LONGEST_MESSAGE = 500
 
-Outcome = tuple[int, int] | tuple[str, str, str, bool]
+_OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
+
+Outcome = tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,22 @@ def main() -> None:
         outcomes: list[Outcome] = []
         for place, path in enumerate(paths):
             control[STARTED_NS] = time.monotonic_ns()
+            control[IS_READ] = 0
             control[TICKET] = ticket + place
             pixels = ring.slots[slot + place]
+            content: Content | None = None
+            outcome: Outcome
             try:
-                outcomes.append(decode_slice(read_file(path.encode("latin-1")), pixels))
+                content = read_content(path.encode("latin-1"))
+                control[IS_READ] = 1
+                outcome = decode_slice(content.data, pixels)
             except Exception as error:
+                if _is_out_of_memory(error):
+                    os._exit(OUT_OF_MEMORY)
                 pixels[...] = 0
-                outcomes.append(dataclasses.astuple(_failure(error)))
+                outcome = dataclasses.astuple(_failure(error))
+            outcomes.append((*outcome, *_stamp(content)))
+            content = None  # the next file may need its memory
         control[TICKET] = 0
         ring_side.send(json.dumps([ticket, outcomes]).encode())
 
@@ -101,11 +115,17 @@ def _silence_decoders() -> None:
     os.close(null)
 
 
+def _stamp(content: Content | None) -> tuple[int | None, int | None]:
+    return (None, None) if content is None else (len(content.data), content.mtime_ns)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "code", None) == _OPENCV_NO_MEMORY
+
+
 def _failure(error: Exception) -> Failure:
     if isinstance(error, SliceError):
         failure = error.failure
-    elif isinstance(error, MemoryError):
-        failure = Failure("decode", "memory", "not enough memory to decode it", transient=True)
     else:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"

@@ -22,8 +22,9 @@ class Pending:
 
     A scored file that changed or vanished ends the walk with a `UsageError` that names it. A quarantined one
     is given again when its failure was transient, when it changed since, or with `retry`; one that is gone
-    loses its row (kept without `forgets`). With `limit` the walk ends after that many files of the input,
-    scored or not. `stop` ends it early; `finished` tells that it came to its end.
+    loses its row (kept without `forgets`). A file whose row was damaged is given as if it had none. With
+    `limit` the walk ends after that many files of the input, scored or not. `stop` ends it early; `finished`
+    tells that it came to its end.
     """
 
     entries: Iterable[SourceFile | Unlisted]
@@ -53,6 +54,9 @@ class Pending:
         self.finished = True
 
     def _is_pending(self, entry: SourceFile | Unlisted, known: list[Known]) -> bool:
+        if any(row.status == "damaged" for row in known):
+            self._forget([row.order for row in known])
+            return True
         if not known:
             return True
         if known[0].image_path != entry.image_path:  # a list whose lines moved
@@ -77,8 +81,11 @@ class Pending:
             if row.status == "ok":
                 raise _refused(row, "was scored and is gone", "it is not in the input any more")
             gone += [known.order for known in self._take(row.order)]
-        if gone and self.forgets:
-            self.ledger.forget(gone)
+        self._forget(gone)
+
+    def _forget(self, orders: list[bytes]) -> None:
+        if orders and self.forgets:
+            self.ledger.forget(orders)
 
     def _take(self, order: bytes) -> list[Known]:
         rows = []

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.decode_process import WorkerProcess
-from engine.decode_worker import STARTED_NS, TICKET, RingMemory
+from engine.decode_worker import IS_READ, OUT_OF_MEMORY, STARTED_NS, TICKET, RingMemory
 from engine.errors import Failure, MachineError
 from engine.sources.discovery import SourceFile
 
@@ -40,7 +40,10 @@ _LONGEST_POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DecodedSlice:
-    """What became of one file: the source's size in pixels (0 when failed), or why it failed."""
+    """What became of one file: the source's size in pixels (0 when failed), or why it failed.
+
+    `file` has the bytes and the time that it had when it was read, which may not be those of its discovery.
+    """
 
     file: SourceFile
     index: int
@@ -93,8 +96,10 @@ class _Worker:
 class Ring:
     """`blocks` blocks of `block_size` slots, decoded into by `workers` processes.
 
-    A file that takes longer than `timeout_s` seconds, or ends its worker, fails alone (`timeout`,
-    `worker_crashed`, stage `decode`); the worker is replaced and its other files are decoded again.
+    A file that takes longer than `timeout_s` seconds, or at which its worker ends, fails alone (`timeout`,
+    `memory`, `worker_crashed`, `worker_killed`; stage `read` or `decode`); the worker is replaced and its
+    other files are decoded again. What need not be the file's fault is transient: a disk that hangs, a kill
+    from outside, a lack of memory.
     Methods may be called from any thread. Raises MachineError where memory or workers cannot be had: here, or
     from acquire, submit and completed when that is found out later.
     """
@@ -287,13 +292,17 @@ class Ring:
         self._dispatch()
 
     def _settle(self, number: int, place: int, outcome: list[Any]) -> None:
-        """Enter one file's outcome: [height, width] or the fields of a Failure."""
+        """Enter one file's outcome: [height, width] or the fields of a Failure; then its size and time."""
         block = self._submitted[number]
-        if len(outcome) == 2:
-            height, width, failure = outcome[0], outcome[1], None
+        *told, size, mtime_ns = outcome
+        if len(told) == 2:
+            height, width, failure = told[0], told[1], None
         else:
-            height, width, failure = 0, 0, Failure(*outcome)
-        block.slices[place] = DecodedSlice(block.files[place], 0, height, width, failure)
+            height, width, failure = 0, 0, Failure(*told)
+        file = block.files[place]
+        if size is not None and (size, mtime_ns) != (file.size, file.mtime_ns):
+            file = replace(file, size=size, mtime_ns=mtime_ns)
+        block.slices[place] = DecodedSlice(file, 0, height, width, failure)
         block.left -= 1
         if block.left == 0:
             self._done.append(number)
@@ -332,10 +341,7 @@ class Ring:
         while (message := worker.process.receive()) is not None:
             self._take(worker, message)
         complaint = worker.process.close()
-        if overdue_s is None:
-            code, reason = "worker_crashed", f"the decoder {worker.process.death()}"
-        else:
-            code, reason = "timeout", f"the decoder took longer than {overdue_s:g} s"
+        failure = self._blame(worker, overdue_s)
         blamed, place = self._current(worker) or (None, 0)
         unfinished: list[_Chunk] = []
         for chunk in worker.chunks:
@@ -346,13 +352,27 @@ class Ring:
             unfinished.append(_Chunk(chunk.block, chunk.first, place - chunk.first))
             unfinished.append(_Chunk(chunk.block, place + 1, end - place - 1))
             self._images(chunk.block)[place] = 0
-            self._settle(chunk.block, place, ["decode", code, reason])
+            self._settle(chunk.block, place, [*astuple(failure), None, None])
         self._pending.extendleft(chunk for chunk in reversed(unfinished) if chunk.count)
         self._strikes = 0 if blamed else self._strikes + 1
         if self._strikes >= STRIKES:
-            raise MachineError(f"decode workers do not stay alive: {complaint or reason}")
+            raise MachineError(f"decode workers do not stay alive: {complaint or failure.message}")
         self._start(worker.number)
         self._dispatch()
+
+    def _blame(self, worker: _Worker, overdue_s: float | None) -> Failure:
+        """Why the file failed at which `worker` ended, or was ended after `overdue_s` seconds."""
+        is_read = bool(self._mapped().control[worker.number, IS_READ])
+        stage = "decode" if is_read else "read"
+        if overdue_s is not None:
+            doing = "decoding" if is_read else "reading"
+            return Failure(stage, "timeout", f"{doing} it took longer than {overdue_s:g} s", not is_read)
+        if worker.process.status == OUT_OF_MEMORY:
+            return Failure(stage, "memory", "not enough memory for it", transient=True)
+        reason = f"the decoder {worker.process.death()}"
+        if worker.process.status == -signal.SIGKILL:
+            return Failure(stage, "worker_killed", f"{reason}, most often for want of memory", transient=True)
+        return Failure(stage, "worker_crashed", reason)
 
     def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)

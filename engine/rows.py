@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cascade import Scores
-from engine.disk import cannot_write
+from engine.disk import cannot_write, patiently
 from engine.errors import Failure
 from engine.ledger import SliceRow
 from engine.outputs.masks import box, write_mask
@@ -30,15 +31,26 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, e
 
 @dataclass(frozen=True, slots=True)
 class RowWriter:
-    """Writes masks and overlays below `out` before it gives the rows that speak of them."""
+    """Writes masks and overlays below `out` before it gives the rows that speak of them.
+
+    `tidy`: `out` may hold those of an earlier call that was killed before it could say so in a row; a slice
+    that has no mask now (it was mended since, or is damaged) keeps none.
+    """
 
     out: Path
     masks: bool
     overlays: bool
+    tidy: bool = False
 
     def write_block(self, block: DecodedBlock, scores: Scores) -> list[SliceRow]:
         """Rows of all slices of a block. Raises MachineError when the output cannot be written at all."""
-        return [self._row(block, scores, position) for position in range(len(block.slices))]
+        rows = []
+        for position, piece in enumerate(block.slices):
+            row = self._row(block, scores, position)
+            if self.tidy and not row.has_mask:
+                self._remove_files(piece)
+            rows.append(row)
+        return rows
 
     def unlisted_row(self, entry: Unlisted) -> SliceRow:
         """The row of a folder or file that discovery could not look into."""
@@ -53,7 +65,7 @@ class RowWriter:
         if scores.has_mask[position]:
             mask = restore_mask(scores.masks[position], piece.height, piece.width)
             try:
-                self._write_files(piece, block.images[position], mask)
+                patiently(partial(self._write_files, piece, block.images[position], mask))
             except OSError as error:
                 if error.errno not in _NAME_ERRORS:
                     raise cannot_write(self.out, error) from error
@@ -98,6 +110,17 @@ class RowWriter:
             write_overlay(top + b"/" + name, _at_source_size(image, piece.height, piece.width), mask)
         if self.masks:
             write_mask(top + b"/" + self._mask_name(piece), mask)
+
+    def _remove_files(self, piece: DecodedSlice) -> None:
+        stem = piece.file.mask_stem
+        for name in (b"masks/" + stem + MASK_SUFFIX, b"overlays/" + stem + OVERLAY_SUFFIX):
+            try:
+                os.unlink(os.fsencode(self.out) + b"/" + name)  # noqa: PTH108 - the name is bytes
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in _NAME_ERRORS:
+                    raise cannot_write(self.out, error) from error
 
     @staticmethod
     def _mask_name(piece: DecodedSlice) -> bytes:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +18,7 @@ from engine.bundle import Bundle
 from engine.cascade import Cascade, OperatingPoint
 from engine.disk import cannot_write
 from engine.errors import UsageError
-from engine.ledger import Counts, Ledger, stored_identity
+from engine.ledger import Counts, Ledger, has_rows, stored_identity
 from engine.outputs import runjson
 from engine.outputs.atomic import clean_stale
 from engine.outputs.tables import write_tables
@@ -34,6 +32,7 @@ from engine.runners import choose_backend, choose_precision, cpu_flags, open_run
 from engine.runners.base import Precision
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.lists import open_list
+from engine.stop import Stop
 from engine.text import shown
 
 __all__ = [
@@ -69,21 +68,6 @@ class Watcher:
 
     def goes_on(self, totals: Totals) -> None:
         """Called a few times a second, and after each transaction."""
-
-
-@dataclass(slots=True)
-class Stop:
-    """Ends a run early, in order: what is under way is finished and committed."""
-
-    asked: threading.Event = field(default_factory=threading.Event)
-    deadline: float = math.inf
-    out_of_time: bool = False
-
-    def look_at_clock(self) -> None:
-        """Ask to stop when the deadline (monotonic, in seconds) has passed."""
-        if time.monotonic() >= self.deadline and not self.asked.is_set():
-            self.out_of_time = True
-            self.asked.set()
 
 
 def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = None) -> Outcome:
@@ -135,7 +119,8 @@ def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = 
             write_tables(ledger, options.out)
         tables = time.monotonic() - clock
         # A call that only finds everything scored keeps the report of the one that did it, if that wrote it.
-        if first is not None or (outcome.finished and not ledger.get_meta("reported")):
+        reported = ledger.get_meta("reported") and (options.out / "run.json").exists()
+        if first is not None or (outcome.finished and not reported):
             seconds = float(cast("float", ledger.get_meta("seconds") or 0.0)) + totals.seconds
             ledger.set_meta("seconds", seconds)
             write_run_report(options, outcome, begun, start_up, tables, seconds)
@@ -182,16 +167,15 @@ def _earlier(options: Options) -> dict[str, object] | None:
     """The identity of the run to continue. One that came to no row has decided nothing, so it is none."""
     path = options.out / LEDGER
     stored = None if options.fresh else stored_identity(path)
-    if stored is None:
-        return None
-    with Ledger.open(path, stored, fresh=False) as ledger:
-        return stored if ledger.known(b"", 1) else None
+    return stored if stored is not None and has_rows(path) else None
 
 
 def _open_ledger(options: Options, plan: Plan) -> Ledger:
     """Take the output folder, and clear it of what a killed run or, with `fresh`, any earlier run left."""
     left = [name for name in (LEDGER, "run.lock", "run.json") if (options.out / name).exists()]
-    ledger = Ledger.open(options.out / LEDGER, _identity(options, plan), fresh=not plan.continued)
+    folders = (options.out / "masks", options.out / "overlays")
+    identity = _identity(options, plan)
+    ledger = Ledger.open(options.out / LEDGER, identity, fresh=not plan.continued, folders=folders)
     try:
         if left and options.fresh:
             _remove_outputs(options.out)
@@ -260,6 +244,7 @@ def _pipeline(
         Ring(blocks=blocks, block_size=options.batch, workers=workers, timeout_s=FILE_TIMEOUT)
     )
     cascade = stack.enter_context(open_models(plan))
+    plan.bundle.expect_unchanged()
 
     def on_tick(totals: Totals) -> None:
         stop.look_at_clock()
@@ -269,7 +254,12 @@ def _pipeline(
         entries=entries,
         ring=ring,
         cascade=cascade,
-        writer=RowWriter(options.out, masks=options.masks == "png", overlays=options.overlays),
+        writer=RowWriter(
+            options.out,
+            masks=options.masks == "png",
+            overlays=options.overlays,
+            tidy=any((options.out / name).exists() for name in ("masks", "overlays")),
+        ),
         ledger=ledger,
         block_size=options.batch,
         scorers=callers,

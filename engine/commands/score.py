@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engine.commands.screen import lasting
+from engine.commands.signals import OUT_OF_TIME_STATUS, SignalStop
 from engine.errors import UsageError
 from engine.sources.discovery import Discovery
+from engine.stop import Stop
 from engine.text import shown
 
 if TYPE_CHECKING:
-    from engine.score import Options, Outcome, Stop
+    from engine.score import Options, Outcome
 
 QUARANTINED_STATUS = 4
-OUT_OF_TIME_STATUS = 75
-SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 def register(app: typer.Typer) -> None:
@@ -91,29 +91,32 @@ def score_command(
     """
     seconds = None if max_runtime is None else _seconds(max_runtime)
     _refuse_wrong_use(inputs or [], files_from, out, bundle)
-    from engine.score import Options
+    # Before the slow imports: the first process of a container gets no signal that it does not listen to.
+    signals = SignalStop(Stop())
+    with nullcontext() if dry_run else signals:
+        from engine.score import Options
 
-    options = Options(
-        inputs=tuple(inputs or ()),
-        out=out,
-        bundle=bundle,
-        files_from=files_from,
-        limit=limit,
-        batch=batch,
-        workers=workers,
-        backend=backend,
-        precision=precision,
-        threshold=threshold,
-        mask_threshold=mask_threshold,
-        gate=not no_gate,
-        masks=masks,
-        overlays=overlays,
-        retry=retry,
-        fresh=fresh,
-        max_runtime=seconds,
-        arguments=tuple(map(shown, sys.argv[1:])),
-    )
-    return _dry_run(options) if dry_run else _score(options, quiet=quiet)
+        options = Options(
+            inputs=tuple(inputs or ()),
+            out=out,
+            bundle=bundle,
+            files_from=files_from,
+            limit=limit,
+            batch=batch,
+            workers=workers,
+            backend=backend,
+            precision=precision,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            gate=not no_gate,
+            masks=masks,
+            overlays=overlays,
+            retry=retry,
+            fresh=fresh,
+            max_runtime=seconds,
+            arguments=tuple(map(shown, sys.argv[1:])),
+        )
+        return _dry_run(options) if dry_run else _score(options, signals, quiet=quiet)
 
 
 def _refuse_wrong_use(inputs: list[str], files_from: str | None, out: Path, bundle: Path | None) -> None:
@@ -138,60 +141,36 @@ def _dry_run(options: Options) -> int:
     return 0
 
 
-def _score(options: Options, *, quiet: bool) -> int:
+def _score(options: Options, signals: SignalStop, *, quiet: bool) -> int:
     from rich.console import Console
 
     from engine.display import Display, closing_table
-    from engine.score import Stop, score
+    from engine.score import score
 
-    stop = Stop()
-    signals = _SignalStop(stop)
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with Display(options, console, quiet=quiet) as display, signals:
+    stop, screen = signals.stop, lasting(sys.stderr)
+    console = Console(file=screen, markup=False, emoji=False, highlight=False)
+    with Display(options, console, quiet=quiet) as display:
         outcome = score(options, display, stop)
     if not quiet:
+        table = lasting(sys.stdout)
         if outcome.finished and outcome.nothing_new:
-            typer.echo("nothing new: every slice of the input has its row already")
+            typer.echo("nothing new: every slice of the input has its row already", file=table)
         if outcome.finished or stop.out_of_time:
-            typer.echo(closing_table(outcome))
+            typer.echo(closing_table(outcome), file=table)
         if not outcome.finished:
             why = "stopped by --max-runtime" if stop.out_of_time else "interrupted"
             kept = outcome.counts.ok + outcome.counts.quarantined
-            _say(f"{why}: {kept:,} slices are done and the same command continues")
-    return _status(outcome, stop, signals)
+            said = f"tumorscan: {why}: {kept:,} slices are done and the same command continues"
+            typer.echo(said, file=screen)
+    return _status(outcome, signals)
 
 
-def _status(outcome: Outcome, stop: Stop, signals: _SignalStop) -> int:
+def _status(outcome: Outcome, signals: SignalStop) -> int:
     if outcome.finished:
         return QUARANTINED_STATUS if outcome.counts.quarantined else 0
-    if stop.out_of_time:
+    if signals.stop.out_of_time:
         return OUT_OF_TIME_STATUS
     return 128 + (signals.received or signal.SIGINT)
-
-
-class _SignalStop:
-    """The first Ctrl-C or SIGTERM ends the run in order, a second one at once."""
-
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), SHOW_CURSOR)  # the bar hid it
-            os._exit(128 + number)
-        self.received = number
-        self.stop.asked.set()
 
 
 def _seconds(text: str) -> float:
@@ -199,7 +178,3 @@ def _seconds(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"--max-runtime {text}: give seconds, or a number with s, m, h or d")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def _say(text: str) -> None:
-    typer.echo(f"tumorscan: {text}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -13,6 +14,8 @@ from typing import BinaryIO, Final
 
 _PROCESS: Final = secrets.token_hex(4)  # tells apart processes of one number on two hosts that share a folder
 _numbers = itertools.count()  # drawing the next one is atomic, so threads never share a name
+_PRIVATE: Final = 0o600
+_UMASK_LINE: Final = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 _TEMPORARY: Final = re.compile(r"\.tumorscan-[0-9a-f]{8}-\d+-\d+\.tmp")
 
 
@@ -20,14 +23,17 @@ _TEMPORARY: Final = re.compile(r"\.tumorscan-[0-9a-f]{8}-\d+-\d+\.tmp")
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     """Give a new file that takes the place of `path` when the block ends, or vanishes when it raises.
 
-    It lies beside `path` under a name of its own, so the rename is atomic and nobody reads half a file.
-    Missing folders are made. `durable` flushes it to the disk before the rename. Raises OSError.
+    It lies beside `path` under a name of its own, so the rename is atomic and nobody reads half a file; only
+    its owner may open it until then. Missing folders are made. `durable` flushes it to the disk before the
+    rename. Raises OSError.
     """
     temporary = path.with_name(f".tumorscan-{_PROCESS}-{os.getpid()}-{next(_numbers)}.tmp")
     file = _create(temporary)
     try:
         with file:
             yield file
+            with suppress(PermissionError):  # a file system without permissions
+                os.fchmod(file.fileno(), _usual_mode())
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,11 +48,14 @@ def clean_stale(out: Path) -> int:
     """Delete the temporary files that killed runs left below `out`; returns how many.
 
     Only for the holder of the run's lock, before its first write. Lists every folder below `out`, so it is
-    for continuations. Links to folders are not followed. Raises OSError when a file cannot be deleted.
+    for continuations. Links to folders are not followed, but for `out`/masks and `out`/overlays, which may
+    lie on another disk. Raises OSError when a file cannot be deleted.
     """
+    linked = [top for name in ("masks", "overlays") if (top := out / name).is_symlink()]
     stale = [
         Path(folder, name)
-        for folder, _, names in os.walk(out)
+        for top in (out, *linked)
+        for folder, _, names in os.walk(top)
         for name in names
         if _TEMPORARY.fullmatch(name)
     ]
@@ -58,7 +67,21 @@ def clean_stale(out: Path) -> int:
 def _create(path: Path) -> BinaryIO:
     """Open a new file. Its folder is made only when it is missing, which spares a look at it every time."""
     try:
-        return path.open("wb")
+        return open(path, "xb", opener=_private)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+        return open(path, "xb", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, _PRIVATE)
+
+
+@functools.cache
+def _usual_mode() -> int:
+    """What any other new file of this process has: the user's umask decides. (os.umask() cannot only ask.)"""
+    try:
+        found = _UMASK_LINE.search(Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return 0o666 & ~int(found[1], 8) if found else _PRIVATE

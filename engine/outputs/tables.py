@@ -13,6 +13,7 @@ from typing import Final
 from engine.disk import cannot_write
 from engine.ledger import Ledger, SliceRow
 from engine.outputs.atomic import replacing
+from engine.text import FORMULA_STARTS
 
 RESULT_COLUMNS: Final = (
     "volume", "image_path", "slice", "status", "tumor_probability", "has_mask", "mask_path", "mask_pixels",
@@ -47,15 +48,16 @@ def write_tables(ledger: Ledger, out: Path) -> None:
 
 def _result_cells(row: SliceRow) -> tuple[str, ...]:
     if row.status == "quarantined":
-        return (row.volume, row.image_path, str(row.slice), row.status, *[""] * (len(RESULT_COLUMNS) - 4))
+        known = (_path(row.volume), _path(row.image_path), str(row.slice), row.status)
+        return (*known, *[""] * (len(RESULT_COLUMNS) - len(known)))
     return (
-        row.volume,
-        row.image_path,
+        _path(row.volume),
+        _path(row.image_path),
         str(row.slice),
         row.status,
         _real(row.tumor_probability),
         _integer(row.has_mask),
-        row.mask_path,
+        _path(row.mask_path),
         _integer(row.mask_pixels),
         _real(row.mask_fraction),
         _integer(row.bbox_x),
@@ -66,16 +68,18 @@ def _result_cells(row: SliceRow) -> tuple[str, ...]:
 
 
 def _error_cells(row: SliceRow) -> tuple[str, ...]:
-    return row.image_path, str(row.slice), row.stage, row.code, _message(row.message)
+    return _path(row.image_path), str(row.slice), row.stage, row.code, _message(row.message)
+
+
+def _path(text: str) -> str:
+    """Text that no spreadsheet takes for a formula and that still opens; discovery shows paths so already."""
+    return f"./{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _message(message: str) -> str:
-    """One line that no spreadsheet takes for a formula: "error: " goes before a leading = + - or @.
-
-    (Discovery does the same for paths with "./", which still opens; a message is only read.)
-    """
+    """One line that no spreadsheet takes for a formula: "error: " goes before what would begin one."""
     line = _CONTROL.sub(" ", message).strip()
-    return f"error: {line}" if line.startswith(("=", "+", "-", "@")) else line
+    return f"error: {line}" if line.startswith(FORMULA_STARTS) else line
 
 
 def _real(value: float | None) -> str:

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from engine.errors import Failure, UsageError
 from engine.sources.files import NOT_A_FILE, io_failure
-from engine.text import shown
+from engine.text import FORMULA_STARTS, shown
 
 ENDINGS = (b".tif", b".tiff", b".png", b".jpg", b".jpeg", b".webp")
 
-# What a spreadsheet would take for a formula at the start of a cell.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# Folders below masks/ that stand for what a listed path says; a folder of such a name has an underscore more.
+_UP, _ROOT, _HERE = b"_up", b"_root", b"_here"
+_STANDS_FOR = re.compile(rb"_+(up|root|here)")
 _DIGITS = re.compile(rb"[0-9]+")
 _NUMBER = b"0"
 
@@ -89,7 +90,8 @@ class Discovery:
     Masks of one INPUT folder mirror what is below it; of several, each INPUT has its own folder, named after
     it and numbered where names repeat. Listed paths are mirrored whole, without a leading / and with ..
     written _up; where a list mixes absolute and relative paths, those of the kind that came second go below
-    _root or _here, so that two files never share a mask.
+    _root or _here, and a folder that has such a name itself gets an underscore more: two files never share a
+    mask.
 
     `out` is where results will be written, None where nothing is.
 
@@ -163,11 +165,9 @@ class Discovery:
             absolute = listed.startswith(b"/")
             if first_is_absolute is None:
                 first_is_absolute = absolute
-            parts = [
-                b"_up" if part == b".." else part for part in listed.split(b"/") if part not in (b"", b".")
-            ]
+            parts = [_mirrored(part) for part in listed.split(b"/") if part not in (b"", b".")]
             if absolute != first_is_absolute:
-                parts.insert(0, b"_root" if absolute else b"_here")
+                parts.insert(0, _ROOT if absolute else _HERE)
             yield _Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
 
     def _walk(self, root: _Entry) -> Iterator[SourceFile | Unlisted]:
@@ -278,7 +278,13 @@ def _typed(text: str) -> bytes:
 def _text(path: bytes) -> str:
     """Return `path` as text that opens where it can, and that no spreadsheet takes for a formula."""
     text = shown(path)
-    return f"./{text}" if text.startswith(_FORMULA_STARTS) else text
+    return f"./{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def _mirrored(part: bytes) -> bytes:
+    if part == b"..":
+        return _UP
+    return b"_" + part if _STANDS_FOR.fullmatch(part) else part
 
 
 def _contains(folder: bytes, path: bytes) -> bool:

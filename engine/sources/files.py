@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import dataclass
 
 from engine.errors import Failure, SliceError
 
 MAX_FILE_BYTES = 2**31
 
 NOT_A_FILE = "a pipe, socket or device, not a file"
+CHANGED = "it changed while it was read: run the same command again once nobody writes it"
 
 _CODES = {
     errno.EACCES: "permission",
@@ -22,6 +24,14 @@ _CODES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file as it was read: all of its bytes, and its time then (nanoseconds)."""
+
+    data: bytes
+    mtime_ns: int
+
+
 def io_failure(stage: str, error: OSError) -> Failure:
     """What an OSError amounts to, transient: permission, not_found, is_directory, link_loop or io."""
     reason = os.strerror(error.errno) if error.errno else str(error)
@@ -29,14 +39,21 @@ def io_failure(stage: str, error: OSError) -> Failure:
 
 
 def read_file(path: bytes) -> bytes:
+    """The bytes of `read_content`."""
+    return read_content(path).data
+
+
+def read_content(path: bytes) -> Content:
     """Return the whole of a regular file.
 
-    Raises SliceError, stage `read`: the codes of `io_failure`, `not_a_file` (a pipe, a device), `too_large`.
+    Raises SliceError, stage `read`: the codes of `io_failure`, `not_a_file` (a pipe, a device), `too_large`,
+    and `changed` (transient) where somebody wrote the file meanwhile, so that it may be half the old one, or
+    put another in its place.
     """
     try:
         # A pipe without a writer would block an ordinary open for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb", buffering=0) as file:
+        with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "")
@@ -45,6 +62,12 @@ def read_file(path: bytes) -> bytes:
             if status.st_size > MAX_FILE_BYTES:
                 size = f"{status.st_size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
                 raise SliceError(Failure("read", "too_large", size))
-            return file.read()
+            # One byte more than there are: a file that grows is told, and never read without end.
+            data = file.read(status.st_size + 1)
+            after = os.fstat(descriptor)
     except OSError as error:
         raise SliceError(io_failure("read", error)) from None
+    before = (status.st_size, status.st_size, status.st_mtime_ns, status.st_nlink)
+    if (len(data), after.st_size, after.st_mtime_ns, after.st_nlink) != before:
+        raise SliceError(Failure("read", "changed", CHANGED, transient=True))
+    return Content(data, status.st_mtime_ns)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,8 +21,8 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from engine.decode_worker import TICKET
-from engine.errors import MachineError
+from engine.decode_worker import IS_READ, TICKET
+from engine.errors import Failure, MachineError
 from engine.ring import DecodedSlice, Ring
 from engine.sources.discovery import Discovery, SourceFile
 from tests.badfiles import write_bad_files
@@ -154,11 +156,64 @@ def test_a_killed_worker_costs_one_file(slow_files: list[SourceFile]) -> None:
         done = ring.completed(PATIENCE_S)
         assert done is not None
         failures = [entry.failure for entry in done.slices if entry.failure]
-        assert [(failure.stage, failure.code) for failure in failures] == [("decode", "worker_crashed")]
+        assert [(failure.stage, failure.code) for failure in failures] in (
+            [("decode", "worker_killed")],
+            [("read", "worker_killed")],
+        )
+        assert failures[0].transient
         assert "SIGKILL" in failures[0].message
         assert [entry.file for entry in done.slices] == slow_files
         filled = [bool(image.any()) for image in done.images]
         assert filled == [entry.failure is None for entry in done.slices]
+
+
+def test_a_worker_that_crashes_is_laid_at_the_files_door(slow_files: list[SourceFile]) -> None:
+    with Ring(blocks=1, block_size=24, workers=1, timeout_s=60) as ring:
+        block = ring.acquire(PATIENCE_S)
+        assert block is not None
+        ring.submit(block, slow_files)
+        wait_until_busy(ring)
+        workers()[0].send_signal(signal.SIGSEGV)
+        done = ring.completed(PATIENCE_S)
+        assert done is not None
+        (failure,) = [entry.failure for entry in done.slices if entry.failure]
+        assert failure.code == "worker_crashed"
+        assert not failure.transient
+        assert "SIGSEGV" in failure.message
+
+
+def test_a_worker_without_memory_costs_one_file_and_not_all_that_follow(slow_files: list[SourceFile]) -> None:
+    with Ring(blocks=1, block_size=24, workers=1, timeout_s=60) as ring:
+        block = ring.acquire(PATIENCE_S)
+        assert block is not None
+        ring.submit(block, slow_files)
+        wait_until_busy(ring)
+        resource.prlimit(workers()[0].pid, resource.RLIMIT_AS, (2**20, 2**20))
+        done = ring.completed(PATIENCE_S)
+        assert done is not None
+        (failure,) = [entry.failure for entry in done.slices if entry.failure]
+        assert (failure.code, failure.transient) == ("memory", True)
+
+
+def test_a_file_that_cannot_be_read_for_long_may_be_tried_again(tmp_path: Path) -> None:
+    """A worker that hangs before it has read the file blames the disk, not the file."""
+    with Ring(blocks=1, block_size=1, workers=1, timeout_s=60) as ring:
+        wait_until(lambda: any(worker.ready for worker in ring._workers))
+        worker = ring._workers[0]
+        for is_read, failure in (
+            (0, Failure("read", "timeout", "reading it took longer than 4 s", transient=True)),
+            (1, Failure("decode", "timeout", "decoding it took longer than 4 s")),
+        ):
+            ring._mapped().control[0, IS_READ] = is_read
+            assert ring._blame(worker, 4.0) == failure
+
+
+def test_a_file_has_the_time_and_size_that_it_was_read_with(slow_files: list[SourceFile]) -> None:
+    stale = [replace(file, size=1, mtime_ns=2) for file in slow_files[:3]]
+    gone = replace(slow_files[3], path=b"/nowhere.png", size=1, mtime_ns=2)
+    with Ring(blocks=1, block_size=4, workers=1, timeout_s=60) as ring:
+        done = [entry for entry, _ in run(ring, [*stale, gone], 4)]
+    assert [entry.file for entry in done] == [*slow_files[:3], gone]
 
 
 def test_a_hanging_worker_costs_one_file(slow_files: list[SourceFile]) -> None:

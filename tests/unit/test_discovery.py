@@ -161,6 +161,8 @@ def test_a_file_reached_twice_is_scored_twice(tmp_path: Path) -> None:
         (b"-a.png", "./-a.png"),
         (b"@a.png", "./@a.png"),
         (b"\ta.png", "./\ta.png"),
+        (b"\na.png", "./\na.png"),
+        ("\uff1d1+1.png".encode(), "./\uff1d1+1.png"),
     ],
 )
 def test_any_name_becomes_text_that_is_safe_in_a_table(
@@ -294,6 +296,20 @@ def test_masks_of_listed_paths_stay_below_their_folder(
     entries = listed(os.fsencode(tmp_path / "a.tif"), b"b.tif")
     stems = [entry.mask_stem for entry in entries if isinstance(entry, SourceFile)]
     assert stems == [os.fsencode(tmp_path / "a.tif")[1:], b"_here/b.tif"]
+
+
+def test_no_two_listed_files_share_a_mask_whatever_their_folders_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.tif", "in/a.tif", "in/_up/a.tif", "in/__up/a.tif", "in/_here/a.tif", "in/_root/a.tif")
+    monkeypatch.chdir(tmp_path / "in")
+    lines = [b"../a.tif", b"_up/a.tif", b"__up/a.tif", b"_here/a.tif", b"_root/a.tif", b"a.tif"]
+    absolute = [os.fsencode(Path.cwd()) + b"/" + line for line in lines]
+    for order in ([*lines, *absolute], [*absolute, *lines]):
+        entries = listed(*order)
+        stems = {entry.mask_stem for entry in entries if isinstance(entry, SourceFile)}
+        assert len(stems) == len(entries) == 12
+        assert not any(part in (b"..", b"") for stem in stems for part in stem.split(b"/"))
 
 
 def test_a_listed_path_that_is_none_is_reported() -> None:

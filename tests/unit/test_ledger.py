@@ -270,17 +270,86 @@ def test_a_file_that_is_no_good_ledger_is_refused_untouched_and_fresh_starts_ove
         assert ledger.counts() == Counts(0, 0, 0)
 
 
-def test_damage_within_the_file_is_met_by_a_continuation_and_said(path: Path) -> None:
+def test_damage_within_the_file_is_found_when_it_is_opened_and_said(path: Path) -> None:
     with Ledger.open(path, IDENTITY, fresh=False) as ledger:
         ledger.commit([scored(number.to_bytes(2, "big")) for number in range(500)])
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(b"\xff" * 20_000)
-    with (
-        Ledger.open(path, IDENTITY, fresh=False) as ledger,
-        pytest.raises(UsageError, match=r"run\.sqlite: is damaged.*--fresh starts over"),
-    ):
-        ledger.known(b"", 1_000)
+    with pytest.raises(UsageError, match=r"run\.sqlite: is damaged.*--fresh starts over"):
+        Ledger.open(path, IDENTITY, fresh=False)
+
+
+def test_a_ledger_that_also_holds_what_a_stranger_put_there_is_refused(path: Path) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(b"a")])
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TRIGGER more AFTER INSERT ON slices BEGIN DELETE FROM slices; END")
+    connection.close()
+    with pytest.raises(UsageError, match="its tables are not those of a ledger"):
+        Ledger.open(path, IDENTITY, fresh=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "tumor_probability = 0.25",
+        "volume = CAST(x'ff41' AS TEXT)",
+        "mask_path = ''",
+        "checksum = 7",
+        "has_mask = NULL",
+    ],
+)
+def test_a_row_that_is_not_what_was_written_is_told_from_its_neighbours(path: Path, change: str) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(b"a"), scored(b"b"), scored(b"c")])
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE slices SET {change} WHERE ord = x'62'")
+    connection.commit()
+    connection.close()
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        assert [(row.order, row.status) for row in ledger.known(b"", 10)] == [
+            (b"a", "ok"),
+            (b"b", "damaged"),
+            (b"c", "ok"),
+        ]
+        with pytest.raises(MachineError, match="damaged meanwhile: run the same command again"):
+            list(ledger.rows())
+
+
+def test_an_identity_that_is_not_what_was_written_is_damage(path: Path) -> None:
+    Ledger.open(path, IDENTITY, fresh=False).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE meta SET value = replace(value, '0.5', '0.4')")
+    connection.commit()
+    connection.close()
+    with pytest.raises(UsageError, match=r"is damaged.*names no run.*--fresh"):
+        Ledger.open(path, {**IDENTITY, "gate_threshold": 0.4}, fresh=False)
+
+
+def test_a_commit_that_the_disk_fails_for_a_moment_is_made_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        path.with_name("run.sqlite-journal").mkdir()  # SQLite cannot make its journal
+        threading.Timer(1.0, path.with_name("run.sqlite-journal").rmdir).start()
+        ledger.commit([scored(b"a")])
+        assert [row.order for row in ledger.rows()] == [b"a"]
+
+
+def test_files_that_rows_speak_of_are_flushed_before_the_rows_are_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = path.parent / "masks"
+    flushed: list[tuple[Path, int]] = []
+    with Ledger.open(path, IDENTITY, fresh=False, folders=(masks, path.parent / "none")) as ledger:
+        monkeypatch.setattr(
+            "engine.ledger.flush", lambda folder: flushed.append((folder, ledger.counts().ok))
+        )
+        masks.mkdir()
+        ledger.commit([scored(b"a", has_mask=0)])
+        ledger.commit([scored(b"b")])
+    assert flushed == [(masks, 1)]
 
 
 def test_a_second_run_is_refused_at_once_and_names_the_first(path: Path) -> None:

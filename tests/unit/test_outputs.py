@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from engine.errors import MachineError
 from engine.ledger import Ledger, SliceRow
 from engine.outputs import runjson
-from engine.outputs.atomic import clean_stale, replacing
+from engine.outputs.atomic import _usual_mode, clean_stale, replacing
 from engine.outputs.masks import box, write_mask
 from engine.outputs.overlays import OUTLINE_RGB, draw_overlay, write_overlay
 from engine.outputs.tables import ERROR_COLUMNS, RESULT_COLUMNS, write_tables
+from engine.text import FORMULA_STARTS
 
 EVIL_NAMES = [
     "plain.tif",
@@ -146,6 +147,30 @@ def test_what_a_killed_run_left_is_cleaned_and_nothing_else(tmp_path: Path) -> N
     assert not any(path.exists() for path in stale)
 
 
+def test_masks_that_lie_on_another_disk_are_cleaned_too(tmp_path: Path) -> None:
+    stale = tmp_path / "other" / "p" / ".tumorscan-0badcafe-77-31.tmp"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "masks").symlink_to(tmp_path / "other")
+    assert clean_stale(tmp_path / "out") == 1
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_an_unfinished_file_is_its_owners_and_a_finished_one_as_any_other(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    _usual_mode.cache_clear()
+    try:
+        with replacing(tmp_path / "results.csv"):
+            (unfinished,) = tmp_path.iterdir()
+            assert unfinished.stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "results.csv").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
+        _usual_mode.cache_clear()
+
+
 def test_the_name_of_an_unfinished_file_is_one_that_is_cleaned(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.png"):
         assert clean_stale(tmp_path) == 1
@@ -239,7 +264,8 @@ safe_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_s
 def test_any_name_survives_pandas(names: list[str], tmp_path: Path) -> None:
     tables_of(tmp_path, [ok(number, name) for number, name in enumerate(names, 1)])
     table = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, dtype={"image_path": str})
-    assert table["image_path"].tolist() == names
+    shown = [f"./{name}" if name.startswith(FORMULA_STARTS) else name for name in names]
+    assert table["image_path"].tolist() == shown
     assert (table["tumor_probability"] == 0.5).all()
 
 

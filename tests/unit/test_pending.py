@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -121,6 +122,27 @@ def test_a_quarantined_file_that_is_gone_loses_its_row(ledger: Ledger) -> None:
     ledger.commit([quarantined(file(1)), scored(file(2)), quarantined(file(3))])
     assert list(Pending([file(2)], ledger)) == []
     assert [row.order for row in ledger.rows()] == [file(2).order]
+
+
+def spoil(ledger: Ledger, entry: SourceFile) -> None:
+    """Change the row of `entry` behind the ledger's back."""
+    with sqlite3.connect(ledger.path) as connection:
+        connection.execute("UPDATE slices SET tumor_probability = 0.125 WHERE ord = ?", (entry.order,))
+    connection.close()
+
+
+def test_a_file_whose_row_was_damaged_is_scored_again(ledger: Ledger) -> None:
+    ledger.commit([scored(file(number)) for number in range(3)])
+    spoil(ledger, file(1))
+    assert list(Pending([file(0), file(1), file(2)], ledger)) == [file(1)]
+    assert [row.order for row in ledger.rows()] == [file(0).order, file(2).order]
+
+
+def test_a_damaged_row_of_a_file_that_is_gone_goes_too(ledger: Ledger) -> None:
+    ledger.commit([scored(file(number)) for number in range(3)])
+    spoil(ledger, file(2))
+    assert list(Pending([file(0), file(1)], ledger)) == []
+    assert [row.order for row in ledger.rows()] == [file(0).order, file(1).order]
 
 
 def test_a_dry_walk_changes_nothing(ledger: Ledger) -> None:

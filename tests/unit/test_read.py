@@ -288,6 +288,36 @@ def test_what_cannot_be_read_may_be_tried_again(tmp_path: Path) -> None:
         assert caught.value.failure.transient
 
 
+@pytest.mark.parametrize("change", ["grows", "shrinks", "is written", "is replaced", "is deleted"])
+def test_a_file_that_changes_while_it_is_read_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(bytes(9_000))
+    stat_of = os.fstat
+
+    def changed_after(descriptor: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", stat_of)
+        status = stat_of(descriptor)
+        if change == "grows":
+            path.write_bytes(bytes(9_001))
+        elif change == "shrinks":
+            os.truncate(path, 4_000)
+        elif change == "is written":
+            os.utime(path, ns=(0, status.st_mtime_ns + 1))
+        else:
+            path.unlink()
+        if change == "is replaced":
+            path.write_bytes(bytes(9_000))
+        return status
+
+    monkeypatch.setattr(os, "fstat", changed_after)
+    with pytest.raises(SliceError) as caught:
+        read_file(os.fsencode(path))
+    assert (caught.value.failure.stage, caught.value.failure.code) == ("read", "changed")
+    assert caught.value.failure.transient
+
+
 def test_a_file_without_permission_is_named_so(locked_file: Path) -> None:
     with pytest.raises(SliceError) as caught:
         read_file(os.fsencode(locked_file))

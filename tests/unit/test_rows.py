@@ -126,6 +126,16 @@ def test_a_mask_whose_folder_is_a_file_is_quarantined(tmp_path: Path) -> None:
     assert (row.status, row.code) == ("quarantined", "name")
 
 
+def test_a_slice_without_a_mask_keeps_none_of_an_earlier_call(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path, True, True, tidy=True)
+    names = [b"p/a.tif", b"p/b.tif", b"p/c.tif"]
+    write(writer, [decoded(name) for name in names], dict.fromkeys(range(3), square(5, 5, 5)))
+    failed = decoded(names[2], 0, 0, Failure("decode", "truncated", "ends early"))
+    write(writer, [decoded(names[0]), decoded(names[1]), failed], {1: square(9, 9, 9)})
+    left = sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert left == ["b.tif_mask.png", "b.tif_overlay.png"]
+
+
 def test_an_output_that_takes_no_file_at_all_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be written"):
         write(RowWriter(Path("/proc/self"), True, False), [decoded()], {0: square(0, 0, 9)})

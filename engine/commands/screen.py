@@ -1,0 +1,54 @@
+"""What a command says while it works: that nobody hears it any more is no reason to end."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import suppress
+from typing import TextIO, cast
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """A text stream over `stream` that goes quiet where that one fails.
+
+    A pager is left, a terminal closed, the disk of a log is full: none of it concerns the work. What `stream`
+    still holds goes nowhere then, so that it does not fail once more when Python ends.
+    """
+    return cast("TextIO", _Lasting(stream))
+
+
+class _Lasting(io.TextIOBase):
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            self._mute()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._mute()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def _mute(self) -> None:
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
