@@ -14,7 +14,6 @@ from engine.cascade import OperatingPoint
 from engine.disk import cannot_write
 from engine.driver import Driver, probe_driver
 from engine.errors import MachineError, UsageError
-from engine.gpu.host import open_plans
 from engine.parity import ParityReport
 from engine.plans.builder import BuildRequest, Built, build_plan, refuse_nonsense
 from engine.plans.cache import CachedPlan, PlanCache, PlanKey, cache_folder
@@ -23,6 +22,7 @@ from engine.plans.sidecar import Flavour, LayerRecord, PlanRecord
 from engine.plans.toolkit import Toolkit, build_targets, load_toolkit
 from engine.proof import Watch, check_half_graphs, proof_slices, prove_plans
 from engine.text import shown
+from engine.trial import open_plans
 
 BATCH: Final = 64
 """Slices a plan works on at a time."""
@@ -34,8 +34,10 @@ MODELS: Final[tuple[Model, ...]] = get_args(Model)
 class BuildOptions:
     """Which plans to make. The command's options of the same names explain each.
 
-    `workspace` is in bytes. `inputs` are the slices that the models' FP16 form is checked on; without any,
-    drawn ones are. `rebuild` builds what is cached already, and what failed its proof.
+    `workspace` is in bytes. `inputs` are the slices that the models' FP16 form is checked on, and the plans
+    where they run; without any, drawn ones are, and the plans only with `prove`, which does not let them be
+    `unproven`. `called` is what messages call the inputs, "" for their names. `rebuild` builds what is cached
+    already, and what failed its proof; `only_cached` builds nothing.
     """
 
     bundle: Path | None = None
@@ -45,7 +47,10 @@ class BuildOptions:
     flavour: Flavour = "tensorrt"
     plan_cache: Path | None = None
     inputs: tuple[str, ...] = ()
+    called: str = ""
+    prove: bool = False
     rebuild: bool = False
+    only_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ def build_plans(options: BuildOptions, watch: Watch) -> Outcome:
     """The classifier's and the segmenter's plan, from the cache or built now.
 
     With `inputs` and a GPU that the plans run on, the parity gate is run on these slices at once; otherwise
-    they are `unproven` until they are first used.
+    they are `unproven` until they are first used. Two plans are proven together, or not at all.
 
     Raises:
         UsageError: a batch, level or workspace that makes no sense; a bundle that is damaged or cannot be
@@ -112,13 +117,21 @@ def build_plans(options: BuildOptions, watch: Watch) -> Outcome:
             _refuse_failed(shop.cache, key)
     checked = _Checked()
     plans = tuple(_make(shop, model, keys[model], checked) for model in MODELS)
-    slices = f"slices of {', '.join(options.inputs)}" if options.inputs else "drawn slices"
-    if options.inputs and any(made.plan.record.proof.status == "unproven" for made in plans):
+    slices = f"slices of {options.called or ', '.join(options.inputs)}" if options.inputs else "drawn slices"
+    if (options.inputs or options.prove) and not _proven_together(plans):
         try:
             plans = _proven(shop, plans, slices)
         except _CannotRunHereError as error:
             return Outcome(plans, checked.report, slices, unproven=str(error))
     return Outcome(plans, checked.report, slices)
+
+
+def _proven_together(made: tuple[MadePlan, ...]) -> bool:
+    first, second = (each.plan.record for each in made)
+    return all(
+        one.proof.status in ("proven", "weakly proven") and one.proof.partner_sha256 == other.plan_sha256
+        for one, other in ((first, second), (second, first))
+    )
 
 
 def _driver(flavour: Flavour) -> Driver | None:
@@ -136,6 +149,8 @@ def _proven(shop: _Workshop, made: tuple[MadePlan, ...], slices: str) -> tuple[M
         try:
             running = stack.enter_context(open_plans(shop.cache, by_model, point))
         except MachineError as error:
+            if shop.options.prove:
+                raise
             raise _CannotRunHereError(str(error)) from error
         blocks = stack.enter_context(proof_slices(shop.options.inputs, shop.watch))
         proven = prove_plans(shop.bundle, [each.plan for each in made], shop.cache, running, blocks, slices)
@@ -187,6 +202,11 @@ def _make(shop: _Workshop, model: Model, key: PlanKey, checked: _Checked) -> Mad
     messages = shop.cache.log(key)
     if not shop.options.rebuild and (found := shop.cache.find(key)):
         return MadePlan(found, built=False, log=messages)
+    if shop.options.only_cached:
+        raise UsageError(
+            f"the {model}'s plan for batches of {key.batch} slices is not in {shown(shop.cache.folder)}, or "
+            "is of another TensorRT, driver or GPU than are here: restore it, or start over with --fresh"
+        )
     if checked.report is None:
         _make_half_graphs(shop, checked)
     with shop.cache.lock(key, lambda holder: shop.watch(f"waiting for {holder}, which builds it", None)):

@@ -234,6 +234,36 @@ def record_parity(bundle: Bundle, key: str, record: Mapping[str, JsonValue]) -> 
     return _save(bundle.folder, bundle.manifest.model_copy(update={"parity": parity}))
 
 
+def with_graph(bundle: Bundle, model: Model, precision: str, made: bytes) -> Bundle:
+    """Put a graph into the bundle's folder as MODEL_PRECISION.onnx, name it in bundle.json, load that again.
+
+    Parity that was recorded with a graph which this one replaces is forgotten.
+    """
+    bare = without_graph(bundle, model, precision)
+    name = f"{model}_{precision}.onnx"
+    _write_whole(bundle.folder / name, made)
+    models = dict(bare.manifest.models)
+    models[model] = {**models[model], precision: _describe(bundle.folder, name)}
+    return _save(bundle.folder, bare.manifest.model_copy(update={"models": models}))
+
+
+def without_graph(bundle: Bundle, model: Model, precision: str) -> Bundle:
+    """Take a graph, and the parity of all that used it, out of the bundle; one without it comes back."""
+    entry = bundle.manifest.models[model].get(precision)
+    if entry is None:
+        return bundle
+    models = dict(bundle.manifest.models)
+    models[model] = {name: graph for name, graph in models[model].items() if name != precision}
+    parity = {
+        key: record
+        for key, record in bundle.manifest.parity.items()
+        if precision not in key.partition(":")[2].split("+")
+    }
+    bare = _save(bundle.folder, bundle.manifest.model_copy(update={"models": models, "parity": parity}))
+    (bundle.folder / entry.file).unlink()
+    return bare
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -291,15 +321,20 @@ def _describe(folder: Path, name: str) -> FileEntry:
 
 def _save(folder: Path, manifest: Manifest) -> Bundle:
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{MANIFEST}.", delete=False) as file:
+    _write_whole(folder / MANIFEST, text.encode())
+    return Bundle.load(folder)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """The file appears with all of `data` in it, or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:
-            file.write(text.encode())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             temporary.chmod(0o644)
-            temporary.replace(folder / MANIFEST)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    return Bundle.load(folder)

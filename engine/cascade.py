@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.bundle import Bundle
 from engine.errors import TumorscanError, UsageError
-from engine.runners.base import Images, Runner
+from engine.flips import NO_FLIPS, Flips
+from engine.runners.base import Images, Outputs, Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,9 @@ class OperatingPoint:
 
     `exact_mask` takes the segmenter's own `mask`, made at the bundle's threshold; otherwise its
     `mask_probability` is compared with `mask_threshold` in steps of 1/255. Without `gated` every slice goes
-    to the segmenter and its mask alone decides. `min_pixels` is judged at 256x256.
+    to the segmenter and its mask alone decides. `min_pixels` is judged at 256x256. `probabilities` asks for
+    the `mask_probability` of every slice that the segmenter sees. `flips` are what the runners average over;
+    a mask is then never the segmenter's own.
     """
 
     gate_threshold: float
@@ -28,6 +31,8 @@ class OperatingPoint:
     min_pixels: int
     gated: bool = True
     exact_mask: bool = True
+    probabilities: bool = False
+    flips: Flips = NO_FLIPS
 
     @classmethod
     def of(
@@ -37,6 +42,8 @@ class OperatingPoint:
         gate_threshold: float | None = None,
         mask_threshold: float | None = None,
         gated: bool = True,
+        probabilities: bool = False,
+        flips: Flips = NO_FLIPS,
     ) -> OperatingPoint:
         """The bundle's point, or the caller's own thresholds in it; `UsageError` for one out of its range."""
         gate = bundle.gate_threshold if gate_threshold is None else gate_threshold
@@ -45,12 +52,15 @@ class OperatingPoint:
             raise UsageError(f"--threshold {gate} is no probability: give a number from 0 to 1")
         if not 0 < mask <= 1:
             raise UsageError(f"--mask-threshold {mask} is out of range: give a number above 0, at most 1")
-        return cls(gate, mask, bundle.min_pixels, gated, exact_mask=mask == bundle.mask_threshold)
+        exact = mask == bundle.mask_threshold and flips == NO_FLIPS
+        return cls(gate, mask, bundle.min_pixels, gated, exact, probabilities, flips)
 
     @property
     def segmenter_outputs(self) -> tuple[str, ...]:
         """What the segmenter's runner has to give."""
-        return ("mask", "mask_pixels") if self.exact_mask else ("mask_probability",)
+        masks = ("mask", "mask_pixels") if self.exact_mask else ()
+        probability = ("mask_probability",) if self.probabilities or not self.exact_mask else ()
+        return (*masks, *probability)
 
     @property
     def mask_step(self) -> int:
@@ -66,7 +76,8 @@ class Scores:
     """What the cascade says of n slices, all at 256x256.
 
     `tumor_probability` is NaN for slices that were not valid. `passed` went to the segmenter; `mask_pixels`
-    is 0 for all others. `masks` holds the 0/1 mask of each slice with `has_mask`, by its position.
+    is 0 for all others. `masks` holds the 0/1 mask of each slice with `has_mask`, by its position, and
+    `probabilities` each pixel's (255p, rounded) of those that `passed`, if asked for.
     """
 
     tumor_probability: npt.NDArray[np.float32]
@@ -74,6 +85,7 @@ class Scores:
     has_mask: npt.NDArray[np.bool_]
     mask_pixels: npt.NDArray[np.int32]
     masks: dict[int, npt.NDArray[np.uint8]]
+    probabilities: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +112,16 @@ class Cascade:
             passed &= probability >= np.float32(self.operating.gate_threshold)
         pixels = np.zeros(len(images), np.int32)
         masks: dict[int, npt.NDArray[np.uint8]] = {}
+        probabilities: dict[int, npt.NDArray[np.uint8]] = {}
         for start, stop in _runs(passed):
-            found, pixels[start:stop] = self._masks(images[start:stop])
+            outputs = self.segmenter.infer(images[start:stop])
+            found, pixels[start:stop] = self._masks(outputs)
             masks.update(zip(range(start, stop), found, strict=True))
+            if self.operating.probabilities:
+                probabilities.update(zip(range(start, stop), outputs["mask_probability"], strict=True))
         has_mask = passed & (pixels >= max(1, self.operating.min_pixels))
-        return Scores(probability, passed, has_mask, pixels, {i: m for i, m in masks.items() if has_mask[i]})
+        masks = {position: mask for position, mask in masks.items() if has_mask[position]}
+        return Scores(probability, passed, has_mask, pixels, masks, probabilities)
 
     def _probabilities(self, images: Images, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         probability = np.full(len(images), np.nan, np.float32)
@@ -118,9 +135,8 @@ class Cascade:
             )
         return probability
 
-    def _masks(self, images: Images) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Masks uint8 [n,256,256] of 0/1 and their pixels int32 [n]."""
-        outputs = self.segmenter.infer(images)
+    def _masks(self, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """Masks uint8 [n,256,256] of 0/1 and their pixels int32 [n], of what the segmenter gave."""
         if self.operating.exact_mask:
             return outputs["mask"], outputs["mask_pixels"]
         masks = (outputs["mask_probability"] >= self.operating.mask_step).astype(np.uint8)

@@ -10,7 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from engine import __version__
-from engine.commands import bench, build, doctor, engines, parity, score
+from engine.commands import bench, build, doctor, engines, parity, report, score
+from engine.commands.examples import add_examples
 from engine.commands.screen import lasting
 from engine.errors import TumorscanError
 
@@ -20,20 +21,14 @@ app = typer.Typer(
     name="tumorscan",
     help="Bulk scoring of brain-MRI slices: which show a tumour, where, and how fast.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 def main() -> None:
     """Run the command and exit with its status (each command's --help names them)."""
-    import trainer.cli
-
-    for command in (score, bench, doctor, build, engines, parity):
-        command.register(app)
-    trainer.cli.register(app)
     try:
-        status = app(standalone_mode=False)
+        status = whole_app()(standalone_mode=False)
     except TumorscanError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -45,6 +40,18 @@ def main() -> None:
             _fail(f"{said} (see tumorscan --help)", 2)
         sys.exit(2)  # no command at all: typer has printed the help
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def whole_app() -> typer.Typer:
+    """The app with every command on it, and examples at the end of their help."""
+    import trainer.cli
+
+    if not app.registered_commands:
+        for command in (score, report, bench, doctor, build, engines, parity):
+            command.register(app)
+        trainer.cli.register(app)
+        add_examples(app)
+    return app
 
 
 @app.callback(invoke_without_command=True)

@@ -55,11 +55,26 @@ class WorkerProcess:
 
     def send(self, request: list[Any]) -> bool:
         """Send one message; False when the worker is dead."""
+        message = json.dumps(request).encode()
         try:
-            self._channel.send(json.dumps(request).encode())
+            if len(message) <= MESSAGE_BYTES:
+                self._channel.send(message)
+            else:
+                self._send_long(message)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def _send_long(self, message: bytes) -> None:
+        """A series may have more files than a message of the socket has room for their names."""
+        descriptor = os.memfd_create("tumorscan-message", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(message)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            socket.send_fds(self._channel, [b"@"], [descriptor])
+        finally:
+            os.close(descriptor)
 
     def receive(self) -> list[Any] | None:
         """Return the next message, None when there is none and the worker is dead or its end is closed."""

@@ -1,12 +1,14 @@
 """The decode worker: a process that reads files and decodes them into slots of the ring's shared memory.
 
 It is started as `python -m engine.decode_worker` with two inherited descriptors: the memory, and a socket on
-which every message is one JSON array. The ring sends [ticket, slot, [path, ...]], paths as latin-1 text; the
-worker answers [ticket, [outcome, ...]], an outcome being [height, width] or the four fields of a Failure, and
-then the file's bytes and time (nanoseconds) as it was read, null where it was not. Its first message,
-[0, []], says that it is ready. While it works, its row of the control area holds the ticket of the file it is
-at (the request's ticket plus the file's place in it), since when, and whether the file has been read, so that
-whatever ends the worker can be laid at that file's door.
+which every message is one JSON array. The ring sends [ticket, slot, [path, ...]], paths as latin-1 text, or,
+of slices of one volume, [ticket, slot, [path, ...], [slice, ...], recipe]; a message that is too long for the
+socket comes as a descriptor. The worker answers [ticket, [outcome, ...]], an outcome being [height, width],
+the four fields of a Failure, or [pages] of a picture that has several, and then the file's bytes and time
+(nanoseconds) as it was read, null where it was not. Its first message, [0, []], says that it is ready. While
+it works, its row of the control area holds the ticket of the file it is at (the request's ticket plus the
+file's place in it), since when, whether the file has been read, and whether a whole volume is being opened,
+so that whatever ends the worker can be laid at that file's door.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ OUT_OF_MEMORY = 77
 """The exit status of a worker that has none: a fresh one may, and this one would fail every further file."""
 
 # The columns of the control area; a row fills a cache line of its own.
-TICKET, STARTED_NS, IS_READ, CONTROL_COLUMNS = 0, 1, 2, 8
+TICKET, STARTED_NS, IS_READ, IS_OPENING, CONTROL_COLUMNS = 0, 1, 2, 3, 8
 
 _LONGEST_MESSAGE = 500
 
@@ -71,10 +73,10 @@ def main() -> None:
     """Serve the ring that started this process until it goes away."""
     parent, memory, slots, workers, number, channel = (int(argument) for argument in sys.argv[1:])
     die_with(parent)
-    # cv2 is loaded before the first file, so that no file pays for it or is blamed for its failure.
+    # These are loaded before the first file, so that no file pays for it or is blamed for their failure.
     import cv2
 
-    from engine.sources.read import decode_slice
+    from engine.sources import read  # noqa: F401
 
     cv2.setNumThreads(1)
     ring = RingMemory.map(memory, slots, workers)
@@ -82,29 +84,98 @@ def main() -> None:
     ring_side = socket.socket(fileno=channel)
     ring_side.send(json.dumps(READY).encode())
     _silence_decoders()
-    while message := ring_side.recv(MESSAGE_BYTES):
-        ticket, slot, paths = json.loads(message)
+    volumes: _Volumes | None = None
+    while message := _receive(ring_side):
+        ticket, slot, paths, *of_volume = json.loads(message)
         outcomes: list[Outcome] = []
         for place, path in enumerate(paths):
             control[STARTED_NS] = time.monotonic_ns()
             control[IS_READ] = 0
             control[TICKET] = ticket + place
             pixels = ring.slots[slot + place]
-            content: Content | None = None
-            outcome: Outcome
-            try:
-                content = read_content(path.encode("latin-1"))
-                control[IS_READ] = 1
-                outcome = decode_slice(content.data, pixels)
-            except Exception as error:
-                if _is_out_of_memory(error):
-                    os._exit(OUT_OF_MEMORY)
-                pixels[...] = 0
-                outcome = dataclasses.astuple(_failure(error))
-            outcomes.append((*outcome, *_stamp(content)))
-            content = None  # the next file may need its memory
+            if of_volume:
+                numbers, recipe = of_volume
+                volumes = volumes or _Volumes(control)
+                outcomes.append(volumes.read(recipe, path.encode("latin-1"), numbers[place], pixels))
+            else:
+                outcomes.append(_read_picture(path.encode("latin-1"), pixels, control))
         control[TICKET] = 0
         ring_side.send(json.dumps([ticket, outcomes]).encode())
+
+
+def _read_picture(path: bytes, pixels: npt.NDArray[np.uint8], control: npt.NDArray[np.int64]) -> Outcome:
+    """Decode a file into `pixels` [256,256,3]."""
+    from engine.sources.read import decode_slice
+
+    content: Content | None = None
+    outcome: Outcome
+    try:
+        content = read_content(path)
+        control[IS_READ] = 1
+        outcome = decode_slice(content.data, pixels)
+    except Exception as error:
+        outcome = _pages(error, content) or _told(error)
+        pixels[...] = 0
+    return (*outcome, *_stamp(content))
+
+
+class _Volumes:
+    """Slices of volumes; what is being read of one is told in the control area."""
+
+    def __init__(self, control: npt.NDArray[np.int64]) -> None:
+        from engine.sources.reader import VolumeReader
+
+        self._control = control
+        self._reader = VolumeReader(self)
+
+    def read(self, recipe: str, path: bytes, number: int, pixels: npt.NDArray[np.uint8]) -> Outcome:
+        """Decode one slice into `pixels` [256,256,3]."""
+        try:
+            piece = self._reader.read(recipe, path, number)
+            self._control[IS_OPENING] = 0
+            outcome: Outcome = piece.put(pixels)
+        except Exception as error:
+            self._control[IS_OPENING] = 0
+            outcome = _told(error)
+            pixels[...] = 0
+            return (*outcome, None, None)
+        return (*outcome, piece.size, piece.mtime_ns)
+
+    def opens(self) -> None:
+        """See `Watch`. Each file of a volume has the time that a file may take."""
+        self._control[STARTED_NS] = time.monotonic_ns()
+        self._control[IS_OPENING] = 1
+
+    def reads(self) -> None:
+        """See `Watch`."""
+        self._control[STARTED_NS] = time.monotonic_ns()
+        self._control[IS_OPENING] = 0
+
+    def decodes(self) -> None:
+        """See `Watch`."""
+        self._control[IS_READ] = 1
+
+
+def _receive(ring_side: socket.socket) -> bytes:
+    message, descriptors, _, _ = socket.recv_fds(ring_side, MESSAGE_BYTES, 1)
+    if not descriptors:
+        return message
+    with open(descriptors[0], "rb") as file:
+        return file.read()
+
+
+def _pages(error: Exception, content: Content | None) -> Outcome:
+    """How many pages a TIFF has that was refused for having several; () of every other failure."""
+    if content is None or not isinstance(error, SliceError) or error.failure.code != "multi_page":
+        return ()
+    from engine.sources.tiff import TIFF_SIGNATURES, page_directories
+
+    if not content.data.startswith(TIFF_SIGNATURES):
+        return ()
+    try:
+        return (len(page_directories(content.data)),)
+    except SliceError as damage:
+        return dataclasses.astuple(damage.failure)
 
 
 def _silence_decoders() -> None:
@@ -117,6 +188,13 @@ def _silence_decoders() -> None:
 
 def _stamp(content: Content | None) -> tuple[int | None, int | None]:
     return (None, None) if content is None else (len(content.data), content.mtime_ns)
+
+
+def _told(error: Exception) -> Outcome:
+    """The fields of the failure that `error` is. A want of memory ends the process."""
+    if _is_out_of_memory(error):
+        os._exit(OUT_OF_MEMORY)
+    return dataclasses.astuple(_failure(error))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -28,6 +28,7 @@ class Display(Watcher):
         self.before = 0
         self.expected: int | None = None
         self.last_line = time.monotonic()
+        self.step = ""
         self.over = threading.Event()
         columns = (
             TextColumn("{task.description}"),
@@ -45,11 +46,26 @@ class Display(Watcher):
         self.before = counts.ok + counts.quarantined
         if not self.quiet:
             bits = ", ".join(dict.fromkeys(plan.precision))
+            why = f": {plan.why}" if plan.why else ""
             goes_on = f", continuing after {self.before:,} slices" if plan.continued else ""
             self.console.print(
-                f"{plan.bundle.manifest.name} on {plan.backend} ({bits}){goes_on}", soft_wrap=True
+                f"{plan.bundle.manifest.name} on {plan.backend} ({bits}){goes_on}{why}", soft_wrap=True
             )
             threading.Thread(target=self._count, daemon=True, name="counter").start()
+
+    def prepares(self, text: str, done: float | None) -> None:
+        """Say what a GPU waits for: in the bar, or a line for each step."""
+        total = None if done is None else 1.0
+        self.bar.update(self.task, description=text, total=total, completed=done or 0.0, figures="")
+        step = text.partition(": ")[0]  # a builder's own phases follow each other too fast for a log
+        if step != self.step and not self.quiet and not self.console.is_terminal:
+            self.console.print(step, soft_wrap=True)
+        self.step = step
+
+    def says(self, line: str) -> None:
+        """Print a line."""
+        if not self.quiet:
+            self.console.print(line, soft_wrap=True)
 
     def goes_on(self, totals: Totals) -> None:
         """Move the bar, or print a line when the last one is ten seconds old."""

@@ -30,16 +30,8 @@ from engine.checks.machine import (
 )
 from engine.checks.models import look_at_bundle, look_at_plans
 from engine.checks.runtimes import look_at_decoding, look_at_onnxruntime, look_at_openvino
-from engine.probes import LIMIT_SECONDS, Answer, Subject, ask
+from engine.probes import LIMIT_SECONDS, MODULES, Answer, Subject, ask
 
-_OPTIONAL: Final[Mapping[Subject, str]] = {
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-    "pycuda": "pycuda",
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-}
-"""By the module that has to be there for the question to make sense."""
 _RUNTIMES: Final[tuple[Subject, ...]] = ("openvino", "onnxruntime")
 _ASKERS: Final = 4
 
@@ -102,7 +94,7 @@ def examine(
     trt, rtx = get("tensorrt"), get("tensorrt-rtx")
     packages = _installed()
     findings = [
-        *guarded("GPU", "driver", lambda: look_at_driver(driver)),
+        *guarded("GPU", "driver", lambda: look_at_driver(driver, get("contexts"))),
         *guarded("GPU", "tensorrt", lambda: look_at_tensorrt("tensorrt", trt, driver, packages)),
         *guarded("GPU", "tensorrt-rtx", lambda: look_at_tensorrt("tensorrt-rtx", rtx, driver, packages)),
         *guarded("GPU", "pycuda", lambda: look_at_pycuda(get("pycuda"), driver)),
@@ -140,10 +132,13 @@ def _installed() -> dict[str, str]:
 
 
 def _ask_all(limit: float) -> Answers:
-    there = [subject for subject, module in _OPTIONAL.items() if _is_installed(module)]
+    there = [subject for subject, module in MODULES.items() if _is_installed(module)]
     subjects: list[Subject] = ["driver", "decoding", *there]
     with ThreadPoolExecutor(_ASKERS) as askers:
-        return dict(zip(subjects, askers.map(lambda subject: ask(subject, limit), subjects), strict=True))
+        answers = dict(zip(subjects, askers.map(lambda subject: ask(subject, limit), subjects), strict=True))
+    if gpus(answers["driver"]) and "pycuda" in answers and answers["pycuda"].ok:
+        answers["contexts"] = ask("contexts", limit)
+    return answers
 
 
 def _is_installed(module: str) -> bool:
@@ -161,9 +156,16 @@ def _choose(bundle: Bundle | None, answers: Answers) -> Choice:
         return Choice(backend=None, why="no slice can be decoded: NumPy or OpenCV does not load")
     if bundle is None:
         return Choice(backend=None, why="the bundle is no good")
-    from engine.runners import choose_backend, choose_precision, cpu_flags
+    from engine.backend import choose
+    from engine.runners import choose_precision, cpu_flags
 
-    backend: Subject = "openvino" if choose_backend("auto") == "openvino" else "onnxruntime"
+    chosen = choose("auto", answers.get)
+    if chosen.runtime is not None:
+        precision: dict[Model, str] = {"classifier": "fp16", "segmenter": "fp16"}
+        return Choice(
+            backend=chosen.backend, precision=precision, why=f"{chosen.why}; {_first_use(chosen.runtime)}"
+        )
+    backend: Subject = "openvino" if chosen.backend == "openvino" else "onnxruntime"
     pair = choose_precision(bundle, backend, cpu_flags())
     refused = _refusal(backend, pair, answers)
     if refused:
@@ -171,8 +173,15 @@ def _choose(bundle: Bundle | None, answers: Answers) -> Choice:
     return Choice(
         backend=backend,
         precision={"classifier": pair[0], "segmenter": pair[1]},
-        why=f"{_why_precision(backend, pair, bundle)}; {_why_no_gpu(answers['driver'])}",
+        why=f"{_why_precision(backend, pair, bundle)}; {chosen.why}",
     )
+
+
+def _first_use(runtime: str) -> str:
+    """What the first run on a GPU does before its first slice."""
+    if runtime == "onnxruntime-cuda":
+        return "each run proves it against float32 first"
+    return "plans that are not cached are built first, and unproven ones are proven on the run's own slices"
 
 
 def _refusal(backend: Subject, pair: tuple[str, str], answers: Answers) -> str:
@@ -194,18 +203,10 @@ def _why_precision(backend: Subject, pair: tuple[str, str], bundle: Bundle) -> s
 
     if backend != "openvino":
         return "OpenVINO, which is faster, is not installed"
+    if "int8" in pair:
+        return "this CPU has int8 dot products and the bundle's recorded int8 parity holds"
     if "bf16" in pair:
         return "this CPU multiplies in bfloat16 and the bundle's recorded bf16 parity holds"
     if not cpu_flags() & BF16_FLAGS:
         return "this CPU has no bfloat16 instructions"
     return f"the bundle {bundle.manifest.name} records no bf16 parity that holds"
-
-
-def _why_no_gpu(driver: Answer) -> str:
-    found = gpus(driver)
-    if found:
-        names = ", ".join(dict.fromkeys(str(gpu["name"]) for gpu in found))
-        return f"{names} is left idle, as this version has no GPU runner yet"
-    if driver.state == "absent":
-        return "there is no NVIDIA GPU to use"
-    return "the NVIDIA driver does not work"

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +38,11 @@ class SliceRow:
     """One slice's outcome: its row of results.csv, and of errors.csv when it is quarantined.
 
     `order` (not empty) is the file's place in the run, `slice` the slice's in the file. `volume`,
-    `image_path` and `mask_path` (below the output folder, "" without a mask) are text that UTF-8 can encode.
-    `size` (bytes) and `mtime_ns` are the file's when it was read. `has_mask` is 0 or 1; pixels and boxes are
-    at the source's size. What was not measured is None.
+    `image_path`, `mask_path` and `probability_path` (below the output folder, "" without such a file) are
+    text that UTF-8 can encode; `stem` is where the slice's files lie below masks and other folders, as it is
+    on the disk and without its ending. `mask_rle` is the mask as run lengths (see outputs/rle), "" without
+    one. `size` (bytes) and `mtime_ns` are the file's when it was read. `has_mask` is 0 or 1; pixels and boxes
+    are at the source's size. What was not measured is None.
     """
 
     order: bytes
@@ -51,7 +54,10 @@ class SliceRow:
     mtime_ns: int
     tumor_probability: float | None = None
     has_mask: int | None = None
+    stem: bytes = b""
     mask_path: str = ""
+    mask_rle: str = ""
+    probability_path: str = ""
     mask_pixels: int | None = None
     mask_fraction: float | None = None
     bbox_x: int | None = None
@@ -78,6 +84,7 @@ class Known:
     transient: bool
     size: int
     mtime_ns: int
+    volume: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,17 @@ _FIELDS: Final = [field.name for field in fields(SliceRow)]
 _COLUMNS: Final = ", ".join("ord" if name == "order" else name for name in _FIELDS)  # a word of SQL
 _SELECT: Final = f"SELECT {_COLUMNS}, checksum FROM slices"
 _INSERT: Final = f"INSERT OR REPLACE INTO slices VALUES ({', '.join('?' * (len(_FIELDS) + 1))})"
+_SELECT_OVERRULED: Final = f"SELECT {_COLUMNS}, checksum FROM overruled"
+_OVERRULE: Final = _INSERT.replace("INTO slices", "INTO overruled")
+_STACK: Final = (
+    "DELETE FROM stacks",
+    "DELETE FROM firsts",
+    "DELETE FROM overruled",
+    "INSERT INTO stacks SELECT volume, ord, slice FROM slices ORDER BY volume, ord, slice",
+    """INSERT INTO firsts SELECT ord, slice, volume FROM (
+        SELECT *, row_number() OVER (PARTITION BY volume ORDER BY ord, slice) AS place FROM stacks
+    ) WHERE place = 1""",
+)
 _values_of = attrgetter(*_FIELDS[:-1])
 _known_of = attrgetter(*(field.name for field in fields(Known)))
 
@@ -135,6 +153,11 @@ class Ledger:
             raise
         return cls(path, connection, run_lock, folders)
 
+    def declare(self, identity: Mapping[str, object]) -> None:
+        """Say anew what run this is, of which more is known by now; only before its first row."""
+        text = json.dumps(dict(identity), sort_keys=True)
+        self._write(lambda connection: ledger_file.write_meta(connection, "identity", text))
+
     def commit(self, rows: Sequence[SliceRow]) -> None:
         """Store `rows` in one transaction; a row that was there is replaced. MachineError on a full disk."""
         if any(row.mask_path or row.has_mask for row in rows):
@@ -158,32 +181,61 @@ class Ledger:
         return [
             Known(*_known_of(_row(values)))
             if checksum(values) == found
-            else Known(values[0], 0, "", "damaged", False, 0, 0)
+            else Known(values[0], 0, "", "damaged", False, 0, 0, "")
             for *values, found in page
         ]
 
     def rows(self, batch: int = 4096) -> Iterator[SliceRow]:
-        """Every row in order, read `batch` at a time: memory does not grow with the ledger.
+        """Every row in order, as committed or as overruled; `batch` are read at a time, to bound memory.
 
         Raises MachineError at a row that is not what was written; the next call of `known` tells which.
         """
         after: tuple[object, ...] = (b"", -1)
         query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
         while page := self._fetch(query, (*after, batch)):
-            for *values, found in page:
-                if checksum(values) != found:
-                    raise MachineError(
-                        f"{self.path}: a row was damaged meanwhile: run the same command again"
-                    )
-                yield _row(values)
+            yield from self._overruled(self._sound(page), after)
             after = page[-1][:2]
 
+    def stack(self) -> None:
+        """Sort what is committed by volume, for `volumes` and `rows_of`, which know nothing of later rows.
+
+        No row is overruled any more. Keys are sorted on disk, where SQLite keeps what is temporary: the
+        ledger does not change.
+        """
+        self._write(lambda connection: [connection.execute(each) for each in _STACK])
+
+    def volumes(self, batch: int = 4096) -> Iterator[str]:
+        """Each volume once, in the order of their first slices, as they were at `stack`."""
+        after: tuple[object, ...] = (b"", -1)
+        query = "SELECT * FROM firsts WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
+        while page := self._fetch(query, (*after, batch)):
+            yield from (volume for *_, volume in page)
+            after = page[-1][:2]
+
+    def rows_of(self, volume: str, batch: int = 4096) -> Iterator[SliceRow]:
+        """The rows of a volume in order, as committed. Raises as `rows` does."""
+        after: tuple[object, ...] = (b"", -1)
+        keys = "SELECT ord, slice FROM stacks WHERE volume = ? AND (ord, slice) > (?, ?)"
+        query = f"{_SELECT} WHERE (ord, slice) IN ({keys} ORDER BY ord, slice LIMIT ?) ORDER BY ord, slice"
+        while page := self._fetch(query, (volume, *after, batch)):
+            yield from self._sound(page)
+            after = page[-1][:2]
+
+    def overrule(self, rows: Sequence[SliceRow]) -> None:
+        """Have `rows` give these instead of what is committed, until the ledger is closed."""
+        stored = [(*values, checksum(values)) for values in map(_stored, rows)]
+        self._write(lambda connection: connection.executemany(_OVERRULE, stored))
+
     def counts(self) -> Counts:
-        """Count the slices. Reads the whole table, so it is for a run's start and end, not for each batch."""
+        """Count the slices, as committed or as overruled.
+
+        Reads the whole table, so it is for a run's start and end, not for each batch.
+        """
         ((total, ok, has_mask),) = self._fetch(
             "SELECT count(*), total(status = 'ok'), total(has_mask = 1) FROM slices", ()
         )
-        return Counts(ok=int(ok), quarantined=total - int(ok), has_mask=int(has_mask))
+        ((emptied,),) = self._fetch("SELECT total(has_mask = 0) FROM overruled", ())
+        return Counts(ok=int(ok), quarantined=total - int(ok), has_mask=int(has_mask - emptied))
 
     def below(self, threshold: float) -> int:
         """Count the scored slices whose float32 tumour probability is below `threshold`. Reads every row."""
@@ -238,6 +290,18 @@ class Ledger:
                 self._connection.text_factory = _text
                 return self._connection.execute(query, arguments).fetchall()
 
+    def _sound(self, page: list[tuple[Any, ...]]) -> list[SliceRow]:
+        if any(checksum(values) != found for *values, found in page):
+            raise MachineError(f"{self.path}: a row was damaged meanwhile: run the same command again")
+        return [_row(values) for *values, _ in page]
+
+    def _overruled(self, rows: list[SliceRow], after: tuple[object, ...]) -> list[SliceRow]:
+        """A page of `rows`, which are behind `after`, with those in it that were overruled."""
+        query = f"{_SELECT_OVERRULED} WHERE (ord, slice) > (?, ?) AND (ord, slice) <= (?, ?)"
+        found = self._sound(self._fetch(query, (*after, rows[-1].order, rows[-1].slice)))
+        instead = {(row.order, row.slice): row for row in found}
+        return [instead.get((row.order, row.slice), row) for row in rows]
+
     def _flush(self) -> None:
         for folder in filter(Path.exists, self._folders):
             try:
@@ -262,6 +326,34 @@ def has_rows(path: Path) -> bool:
     return bool(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
 
 
+def stored_count(path: Path) -> int:
+    """How many rows the ledger of `stored_identity` has; as that otherwise."""
+    query = "SELECT count(*) FROM slices"
+    return int(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
+
+
+def stored_rows(path: Path, batch: int = 4096) -> Iterator[SliceRow]:
+    """Every row of the ledger of `stored_identity`, in order, `batch` read at a time; as that otherwise.
+
+    A run may go on meanwhile: some of the rows that it adds are then among them. Raises MachineError at a row
+    that is not what was written.
+    """
+    after: tuple[object, ...] = (b"", -1)
+    query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
+    while page := _peek(path, partial(_all, query=query, arguments=(*after, batch))):
+        for *values, found in page:
+            if checksum(values) != found:
+                raise MachineError(
+                    f"{path}: a row is damaged: `tumorscan score` of the same run scores its slice again"
+                )
+            yield _row(values)
+        after = page[-1][:2]
+
+
+def _all(connection: sqlite3.Connection, query: str, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
+    return connection.execute(query, arguments).fetchall()
+
+
 def _peek(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
     try:
         if not path.exists():
@@ -275,6 +367,7 @@ def _connect(path: Path, identity: Mapping[str, object]) -> sqlite3.Connection:
     connection = ledger_file.connect(path, "rwc")
     try:
         ledger_file.create_or_check(connection, path, identity)
+        connection.executescript(ledger_file.TEMPORARY)
     except BaseException:
         connection.close()
         raise

@@ -21,7 +21,7 @@ from engine.disk import cannot_write, disk_full, patiently
 from engine.errors import MachineError, UsageError
 
 APPLICATION_ID: Final = 0x54534C47  # "TSLG": tells a ledger from any other SQLite file
-FORMAT: Final = 2  # stored as user_version; another one is refused
+FORMAT: Final = 3  # stored as user_version; another one is refused
 BUSY_TIMEOUT_S: Final = 30.0  # how long a commit waits for a reader, such as a database browser
 
 _TABLES: Final = (
@@ -36,7 +36,10 @@ _TABLES: Final = (
     mtime_ns INTEGER NOT NULL,
     tumor_probability REAL,
     has_mask INTEGER,
+    stem BLOB NOT NULL,
     mask_path TEXT NOT NULL,
+    mask_rle TEXT NOT NULL,
+    probability_path TEXT NOT NULL,
     mask_pixels INTEGER,
     mask_fraction REAL,
     bbox_x INTEGER,
@@ -51,6 +54,14 @@ _TABLES: Final = (
     PRIMARY KEY (ord, slice)
 ) WITHOUT ROWID""",
 )
+TEMPORARY: Final = f"""
+CREATE TEMP TABLE stacks (
+    volume TEXT, ord BLOB, slice INTEGER, PRIMARY KEY (volume, ord, slice)
+) WITHOUT ROWID;
+CREATE TEMP TABLE firsts (ord BLOB, slice INTEGER, volume TEXT, PRIMARY KEY (ord, slice)) WITHOUT ROWID;
+{_TABLES[1].replace("CREATE TABLE slices", "CREATE TEMP TABLE overruled")};
+"""
+"""Tables of one connection, which SQLite keeps beside the ledger: rows by volume, and rows overruled."""
 _PASSING: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
 """Primary codes of what a network disk may say once and not again."""
 _DAMAGE: Final = (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

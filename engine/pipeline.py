@@ -1,9 +1,10 @@
 """discover -> decode -> cascade -> write -> commit, joined so that memory does not grow with the files.
 
 A block of ring slots goes round: the feeder fills it with files, decode workers with pixels, a scoring
-thread runs the cascade on it where it lies, a writer thread writes its masks and hands it back. As a block is
-in one place at a time, the ring's size bounds every queue but the last, which has a bound of its own. The
-thread that called commits rows to the ledger, and is the only one that does.
+thread has it scored where it lies and hands it back as soon as nobody needs its pixels. What was found goes
+to a writer thread, which writes the masks. As a block is in one place at a time, the ring's size bounds what
+is before the scorers; the queues behind them have bounds of their own. The thread that called commits rows to
+the ledger, and is the only one that does.
 """
 
 from __future__ import annotations
@@ -11,24 +12,33 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
-from engine.cascade import Cascade, Scores
+from engine.cascade import Scores
 from engine.ledger import Ledger, SliceRow
 from engine.ring import DecodedBlock, Ring
 from engine.rows import RowWriter
+from engine.scorer import Scorer
 from engine.sources.discovery import SourceFile, Unlisted
+from engine.sources.entries import pages_of
 
 WRITERS = 2
 """Threads that write masks; encoding and writing leave the interpreter lock."""
+SCORED_AHEAD = 8
+"""Scored blocks that may wait for a writer."""
 COMMIT_ROWS = 512
 COMMIT_SECONDS = 0.5
 """Rows wait for one transaction until there are this many, or this long: a transaction is a disk flush."""
 _TICK = 0.1
 """Seconds after which a waiting thread looks whether the run is over."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -66,28 +76,31 @@ class Pipeline:
 
     Args:
         entries: files still to score, in order; may raise, which ends the run after what is under way.
-        ring, cascade, writer, ledger: open, and closed by the caller.
-        scorers: threads that call the cascade.
+        ring, scorer, writer, ledger: open, and closed by the caller. Each seat of the scorer gets a thread.
         stop: set by the caller to end early: what is under way is finished and committed.
         on_tick: called by the thread that called `run`, each COMMIT_SECONDS and after each transaction.
     """
 
     entries: Iterator[SourceFile | Unlisted]
     ring: Ring
-    cascade: Cascade
+    scorer: Scorer
     writer: RowWriter
     ledger: Ledger
     block_size: int
-    scorers: int
     stop: threading.Event
     on_tick: Callable[[Totals], None]
     totals: Totals = field(default_factory=Totals)
     exhausted: bool = False
-    _scored: queue.Queue[tuple[DecodedBlock, Scores]] = field(default_factory=queue.Queue)
+    _scored: queue.Queue[tuple[DecodedBlock, Scores]] = field(
+        default_factory=lambda: queue.Queue(SCORED_AHEAD)
+    )
     _rows: queue.Queue[list[SliceRow]] = field(default_factory=lambda: queue.Queue(64))
     _over: threading.Event = field(default_factory=threading.Event)
     _fed: threading.Event = field(default_factory=threading.Event)
     _batches: int = 0
+    _undecoded: int = 0
+    _several: deque[tuple[SourceFile, int]] = field(default_factory=deque)
+    _decoding: threading.Condition = field(default_factory=threading.Condition)
     _errors: list[BaseException] = field(default_factory=list)
 
     def run(self) -> Totals:
@@ -96,7 +109,7 @@ class Pipeline:
         threads = [threading.Thread(target=self._guard, args=(self._feed,), name="feeder")]
         threads += [
             threading.Thread(target=self._guard, args=(self._score,), name=f"scorer{i}")
-            for i in range(self.scorers)
+            for i in range(self.scorer.seats)
         ]
         threads += [
             threading.Thread(target=self._guard, args=(self._write,), name=f"writer{i}")
@@ -126,30 +139,55 @@ class Pipeline:
                 self._fed.set()
 
     def _feed(self) -> None:
-        """Fill blocks with files. An error here lets what is under way finish first."""
+        """Fill blocks with files, and with the pages of those that turn out to have several.
+
+        An error here lets what is under way finish first.
+        """
         waiting: list[SourceFile] = []
         for entry in self.entries:
             if isinstance(entry, Unlisted):
-                self._put_rows([self.writer.unlisted_row(entry)])
+                self._put(self._rows, [self.writer.unlisted_row(entry)])
                 self._batches += 1
             else:
-                waiting.append(entry)
-            if len(waiting) == self.block_size:
-                self._submit(waiting)
-                waiting = []
+                self._add(entry, waiting)
+            if self._several:
+                self._add_pages(waiting)
             if self.stop.is_set() or self._over.is_set():
                 return
-        if waiting:
+        self._submit(waiting)
+        while not self._all_decoded() and not self._over.is_set():
+            if self._several and self.stop.is_set():
+                return
+            self._add_pages(waiting)
             self._submit(waiting)
         self.exhausted = not self._over.is_set()
 
+    def _add(self, file: SourceFile, waiting: list[SourceFile]) -> None:
+        waiting.append(file)
+        if len(waiting) == self.block_size:
+            self._submit(waiting)
+
+    def _add_pages(self, waiting: list[SourceFile]) -> None:
+        while self._several and not self._over.is_set():
+            for page in pages_of(*self._several.popleft()):
+                self._add(page, waiting)
+
     def _submit(self, files: list[SourceFile]) -> None:
-        while not self._over.is_set():
+        """Have `files` decoded and clear the list."""
+        while files and not self._over.is_set():
             block = self.ring.acquire(_TICK)
             if block is not None:
                 self._batches += 1
+                with self._decoding:
+                    self._undecoded += 1
                 self.ring.submit(block, files)
-                return
+                files.clear()
+
+    def _all_decoded(self) -> bool:
+        """Whether no block is left that may tell of pages, within a tick."""
+        with self._decoding:
+            self._decoding.wait_for(lambda: self._several or not self._undecoded, _TICK)
+            return not self._several and not self._undecoded
 
     def _score(self) -> None:
         while not self._over.is_set():
@@ -157,7 +195,15 @@ class Pipeline:
             if block is None:
                 continue
             valid = np.array([piece.failure is None for piece in block.slices])
-            self._scored.put((block, self.cascade.score(block.images[: len(valid)], valid)))
+            with self._decoding:
+                self._several.extend((piece.file, piece.pages) for piece in block.slices if piece.pages)
+                self._undecoded -= 1
+                self._decoding.notify()
+            self._put(self._scored, (block, self.scorer.score(block, valid, self._copied(block))))
+
+    def _copied(self, block: DecodedBlock) -> Callable[[], None]:
+        """What to do when the scorer is done with a block's pixels: overlays need them longer."""
+        return (lambda: None) if self.writer.overlays else partial(self.ring.release, block.block)
 
     def _write(self) -> None:
         while not self._over.is_set():
@@ -166,13 +212,14 @@ class Pipeline:
             except queue.Empty:
                 continue
             rows = self.writer.write_block(block, scores)
-            self.ring.release(block.block)
-            self._put_rows(rows)
+            if self.writer.overlays:
+                self.ring.release(block.block)
+            self._put(self._rows, rows)
 
-    def _put_rows(self, rows: list[SliceRow]) -> None:
+    def _put(self, to: queue.Queue[Item], item: Item) -> None:
         while not self._over.is_set():
             try:
-                self._rows.put(rows, timeout=_TICK)
+                to.put(item, timeout=_TICK)
                 return
             except queue.Full:
                 continue

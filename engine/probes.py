@@ -18,8 +18,18 @@ from typing import Any, Final, Literal
 
 from engine.child import import_path
 
-Subject = Literal["driver", "tensorrt", "tensorrt-rtx", "pycuda", "decoding", "openvino", "onnxruntime"]
+Subject = Literal[
+    "driver", "contexts", "tensorrt", "tensorrt-rtx", "pycuda", "decoding", "openvino", "onnxruntime"
+]
 
+MODULES: Final[Mapping[Subject, str]] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+    "pycuda": "pycuda",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+}
+"""The module that has to be there for a question to make sense."""
 LIMIT_SECONDS: Final = 20.0
 """Many times what the slowest import takes from a cold disk."""
 _REAP_SECONDS: Final = 2.0
@@ -98,6 +108,31 @@ def _driver() -> dict[str, Any]:
     return asdict(probe_driver())
 
 
+def _contexts() -> dict[str, Any]:
+    """Of each GPU, what it says when it is used: its free memory in bytes, and whether it reads ours."""
+    from engine.driver import probe_driver
+
+    return {"gpus": [_context(gpu.index) for gpu in probe_driver().gpus]}
+
+
+def _context(index: int) -> dict[str, Any]:
+    import mmap
+
+    import numpy as np
+
+    from engine.errors import MachineError
+    from engine.gpu.device import open_device
+
+    memory = os.memfd_create("tumorscan-probe", os.MFD_CLOEXEC)
+    os.posix_fallocate(memory, 0, mmap.PAGESIZE)
+    page = np.frombuffer(mmap.mmap(memory, mmap.PAGESIZE), np.uint8)
+    try:
+        with open_device(index) as device:
+            return {"free": device.free_memory(), "registers": device.register(page)}
+    except MachineError as error:
+        return {"refused": str(error)}
+
+
 def _tensorrt() -> dict[str, Any]:
     from engine.plans.toolkit import load_toolkit
 
@@ -143,6 +178,7 @@ def _onnxruntime() -> dict[str, Any]:
 
 _QUESTIONS: Final[Mapping[Subject, Callable[[], dict[str, Any]]]] = {
     "driver": _driver,
+    "contexts": _contexts,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
     "pycuda": _pycuda,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from engine.outputs import runjson
-from engine.run import Options, Outcome
+from engine.outputs.pseudonyms import Pseudonyms
+from engine.run import Options, Outcome, Plan
 
 
 def write_run_report(
@@ -17,20 +18,24 @@ def write_run_report(
     """
     plan, totals, counts = outcome.plan, outcome.totals, outcome.counts
     report = runjson.RunReport(
-        arguments=list(options.arguments),
+        arguments=_arguments(options),
         started=begun,
         ended=datetime.now(UTC),
         finished=outcome.finished,
         continued=plan.continued,
         bundle=runjson.BundleReport(name=plan.bundle.manifest.name, sha256=plan.bundle.sha256),
         runtime=plan.backend,
-        runtime_version=runjson.package_versions().get(plan.backend, ""),
+        runtime_version=_runtime_version(plan),
+        why=plan.why,
+        gpu=outcome.gpu,
         precision={"classifier": plan.precision[0], "segmenter": plan.precision[1]},
         operating_point=runjson.OperatingReport(
             gate=plan.operating.gated,
             gate_threshold=plan.operating.gate_threshold,
             mask_threshold=plan.operating.mask_threshold,
             min_pixels=plan.operating.min_pixels,
+            flips=plan.operating.flips.mirrors,
+            flip_classifier=plan.operating.flips.classifier,
         ),
         counts=runjson.CountsReport(
             slices=counts.ok + counts.quarantined,
@@ -53,3 +58,15 @@ def write_run_report(
         packages=runjson.package_versions(),
     )
     runjson.write_report(options.out / "run.json", report)
+
+
+def _arguments(options: Options) -> list[str]:
+    if options.anonymise is None:
+        return list(options.arguments)
+    return Pseudonyms.open(options.anonymise).of_arguments(options.arguments)
+
+
+def _runtime_version(plan: Plan) -> str:
+    if plan.gpus is None:
+        return runjson.package_versions().get(plan.backend, "")
+    return str((plan.gpus.loaded or {}).get("backend_version", ""))

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.decode_process import WorkerProcess
-from engine.decode_worker import IS_READ, OUT_OF_MEMORY, STARTED_NS, TICKET, RingMemory
+from engine.decode_worker import IS_OPENING, IS_READ, OUT_OF_MEMORY, STARTED_NS, TICKET, RingMemory
 from engine.errors import Failure, MachineError
 from engine.sources.discovery import SourceFile
+from engine.sources.volumes import Volume
 
 # Files handed out at a time: enough that a message costs little, few enough to share a block evenly.
 CHUNK_FILES = 8
@@ -35,6 +36,8 @@ CHUNKS_AHEAD = 2
 STARTUP_LIMIT_S = 120.0
 # Workers that may die in a row without one file being decoded, or blamed.
 STRIKES = 3
+REMEMBERED_VOLUMES = 64
+"""Volumes that a worker ended at. All slices of one are submitted before those of so many others."""
 _LONGEST_POLL_S = 0.5
 
 
@@ -43,6 +46,7 @@ class DecodedSlice:
     """What became of one file: the source's size in pixels (0 when failed), or why it failed.
 
     `file` has the bytes and the time that it had when it was read, which may not be those of its discovery.
+    A picture that has `pages` is no slice and has failed: those of `pages_of` are to be decoded instead.
     """
 
     file: SourceFile
@@ -50,6 +54,7 @@ class DecodedSlice:
     height: int
     width: int
     failure: Failure | None
+    pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +79,30 @@ class _Block:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Files first..first+count of a block; `ticket` numbers the first of them while a worker has it."""
+    """Files first..first+count of a block, all of one volume or of none (None).
+
+    `ticket` numbers the first of them while a worker has it.
+    """
 
     block: int
     first: int
     count: int
+    source: Volume | None
     ticket: int = 0
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker and the chunks it has; `since` is when it got its first or answered last (monotonic)."""
+    """A worker and the chunks it has; `since` is when it got its first or answered last (monotonic).
+
+    `source` is the volume that it got last, and has open.
+    """
 
     number: int
     process: WorkerProcess
     since: float
     ready: bool = False
+    source: Volume | None = None
     chunks: deque[_Chunk] = field(default_factory=deque)
 
 
@@ -99,7 +112,8 @@ class Ring:
     A file that takes longer than `timeout_s` seconds, or at which its worker ends, fails alone (`timeout`,
     `memory`, `worker_crashed`, `worker_killed`; stage `read` or `decode`); the worker is replaced and its
     other files are decoded again. What need not be the file's fault is transient: a disk that hangs, a kill
-    from outside, a lack of memory.
+    from outside, a lack of memory. Slices of a volume go to one worker, which opens it once; where it ends at
+    that, all of the volume's slices fail.
     Methods may be called from any thread. Raises MachineError where memory or workers cannot be had: here, or
     from acquire, submit and completed when that is found out later.
     """
@@ -123,6 +137,7 @@ class Ring:
         self._dying: list[WorkerProcess] = []
         self._next_ticket = 1
         self._strikes = 0
+        self._spoilt: deque[tuple[Volume, Failure]] = deque(maxlen=REMEMBERED_VOLUMES)
         self._polled_at = self._awake_since = time.monotonic()
         self._error: Exception | None = None
         self._closing = False
@@ -140,6 +155,16 @@ class Ring:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def descriptor(self) -> int:
+        """The memory's, for processes that read it: it begins with the slots of block 0, then of block 1."""
+        return self._descriptor
+
+    @property
+    def slots(self) -> int:
+        """How many slots of 256x256x3 bytes there are."""
+        return self._slot_count
 
     def acquire(self, timeout: float) -> int | None:
         """Return the number of a free block, None if none came free within `timeout` seconds."""
@@ -160,7 +185,8 @@ class Ring:
             self._raise_if_over()
             self._let_go(block)
             self._submitted[block] = _Block(tuple(files), [None] * len(files), len(files))
-            self._pending.extend(_chunks(block, files))
+            chunks = _chunks(block, files)
+            self._pending.extend(self._sound(chunks) if self._spoilt else chunks)
             self._dispatch()
 
     def completed(self, timeout: float) -> DecodedBlock | None:
@@ -222,22 +248,35 @@ class Ring:
 
     def _dispatch(self) -> None:
         ready = [worker for worker in self._workers if worker.ready]
+        kept: list[_Chunk] = []
         while self._pending and ready:
-            worker = min(ready, key=lambda each: len(each.chunks))
-            if len(worker.chunks) >= CHUNKS_AHEAD:
-                return
+            least = min(ready, key=lambda each: len(each.chunks))
+            if len(least.chunks) >= CHUNKS_AHEAD:
+                break
             chunk = self._pending.popleft()
-            chunk.ticket = self._next_ticket
-            self._next_ticket += chunk.count
-            if not worker.chunks:
-                worker.since = time.monotonic()
-            worker.chunks.append(chunk)
-            files = self._submitted[chunk.block].files[chunk.first : chunk.first + chunk.count]
-            paths = [file.path.decode("latin-1") for file in files]
-            slot = chunk.block * self._block_size + chunk.first
-            if not worker.process.send([chunk.ticket, slot, paths]):
+            worker = least if chunk.source is None else _holder(chunk.source, ready) or least
+            if len(worker.chunks) >= CHUNKS_AHEAD:
+                kept.append(chunk)  # another worker would have to open the volume too
+            elif not self._hand_out(chunk, worker):
                 # The collector is about to see that it is dead, and to hand out again what it had.
                 ready.remove(worker)
+        self._pending.extendleft(reversed(kept))
+
+    def _hand_out(self, chunk: _Chunk, worker: _Worker) -> bool:
+        """Give a chunk to a worker; False when that is dead."""
+        chunk.ticket = self._next_ticket
+        self._next_ticket += chunk.count
+        if not worker.chunks:
+            worker.since = time.monotonic()
+        worker.chunks.append(chunk)
+        files = self._submitted[chunk.block].files[chunk.first : chunk.first + chunk.count]
+        paths = [file.path.decode("latin-1") for file in files]
+        slot = chunk.block * self._block_size + chunk.first
+        if chunk.source is None:
+            return worker.process.send([chunk.ticket, slot, paths])
+        worker.source = chunk.source
+        numbers = [file.slice for file in files]
+        return worker.process.send([chunk.ticket, slot, paths, numbers, chunk.source.recipe])
 
     # What follows runs in the collector's thread only (whose end would be the workers' end).
 
@@ -292,17 +331,20 @@ class Ring:
         self._dispatch()
 
     def _settle(self, number: int, place: int, outcome: list[Any]) -> None:
-        """Enter one file's outcome: [height, width] or the fields of a Failure; then its size and time."""
+        """Enter a file's outcome: [height, width], [pages] or a Failure's fields; then its size and time."""
         block = self._submitted[number]
         *told, size, mtime_ns = outcome
-        if len(told) == 2:
-            height, width, failure = told[0], told[1], None
-        else:
-            height, width, failure = 0, 0, Failure(*told)
         file = block.files[place]
         if size is not None and (size, mtime_ns) != (file.size, file.mtime_ns):
             file = replace(file, size=size, mtime_ns=mtime_ns)
-        block.slices[place] = DecodedSlice(file, 0, height, width, failure)
+        if len(told) == 2:
+            decoded = DecodedSlice(file, file.slice, told[0], told[1], None)
+        elif len(told) == 1:
+            several = Failure("decode", "multi_page", f"it has {told[0]} pages")
+            decoded = DecodedSlice(file, file.slice, 0, 0, several, told[0])
+        else:
+            decoded = DecodedSlice(file, file.slice, 0, 0, Failure(*told))
+        block.slices[place] = decoded
         block.left -= 1
         if block.left == 0:
             self._done.append(number)
@@ -349,16 +391,34 @@ class Ring:
                 unfinished.append(chunk)
                 continue
             end = chunk.first + chunk.count
-            unfinished.append(_Chunk(chunk.block, chunk.first, place - chunk.first))
-            unfinished.append(_Chunk(chunk.block, place + 1, end - place - 1))
-            self._images(chunk.block)[place] = 0
-            self._settle(chunk.block, place, [*astuple(failure), None, None])
+            unfinished.append(_Chunk(chunk.block, chunk.first, place - chunk.first, chunk.source))
+            unfinished.append(_Chunk(chunk.block, place + 1, end - place - 1, chunk.source))
+            self._fail(chunk.block, place, failure)
         self._pending.extendleft(chunk for chunk in reversed(unfinished) if chunk.count)
+        if blamed and blamed.source and self._mapped().control[worker.number, IS_OPENING]:
+            self._spoilt.append((blamed.source, failure))
+            self._pending = deque(self._sound(self._pending))
         self._strikes = 0 if blamed else self._strikes + 1
         if self._strikes >= STRIKES:
             raise MachineError(f"decode workers do not stay alive: {complaint or failure.message}")
         self._start(worker.number)
         self._dispatch()
+
+    def _fail(self, block: int, place: int, failure: Failure) -> None:
+        self._images(block)[place] = 0
+        self._settle(block, place, [*astuple(failure), None, None])
+
+    def _sound(self, chunks: Iterable[_Chunk]) -> list[_Chunk]:
+        """Those chunks that are not of a volume which a worker ended at; the others fail."""
+        sound = []
+        for chunk in chunks:
+            failure = next((why for spoilt, why in self._spoilt if spoilt is chunk.source), None)
+            if failure is None:
+                sound.append(chunk)
+                continue
+            for place in range(chunk.first, chunk.first + chunk.count):
+                self._fail(chunk.block, place, failure)
+        return sound
 
     def _blame(self, worker: _Worker, overdue_s: float | None) -> Failure:
         """Why the file failed at which `worker` ended, or was ended after `overdue_s` seconds."""
@@ -380,6 +440,11 @@ class Ring:
         worker.process.kill()
         if not worker.process.reaped():
             self._dying.append(worker.process)
+
+
+def _holder(source: Volume, workers: Iterable[_Worker]) -> _Worker | None:
+    """The worker that has a volume open."""
+    return next((worker for worker in workers if worker.source is source), None)
 
 
 def _allocate(size: int) -> int:
@@ -407,12 +472,17 @@ def _memory_bytes() -> int:
 
 
 def _chunks(block: int, files: Sequence[SourceFile]) -> list[_Chunk]:
-    """Cut files into chunks of CHUNK_FILES, fewer where their paths are very long."""
+    """Cut files into chunks of CHUNK_FILES, fewer where paths are very long and where a volume ends."""
     chunks: list[_Chunk] = []
     room = 0
     for place, file in enumerate(files):
-        if not chunks or chunks[-1].count == CHUNK_FILES or room < len(file.path):
-            chunks.append(_Chunk(block, place, 0))
+        if (
+            not chunks
+            or chunks[-1].count == CHUNK_FILES
+            or room < len(file.path)
+            or chunks[-1].source is not file.source
+        ):
+            chunks.append(_Chunk(block, place, 0, file.source))
             room = CHUNK_PATH_BYTES
         chunks[-1].count += 1
         room -= len(file.path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
 
 import cv2
 import numpy as np
@@ -16,39 +19,49 @@ from engine.cascade import Scores
 from engine.disk import cannot_write, patiently
 from engine.errors import Failure
 from engine.ledger import SliceRow
-from engine.outputs.masks import box, write_mask
+from engine.outputs.masks import box, write_mask, write_png
 from engine.outputs.overlays import write_overlay
+from engine.outputs.pseudonyms import Pseudonyms
+from engine.outputs.rle import encode
 from engine.ring import DecodedBlock, DecodedSlice
 from engine.sources.discovery import Unlisted
 from engine.sources.geometry import place, restore_mask
 from engine.text import shown
 
-MASK_SUFFIX = b"_mask.png"
-OVERLAY_SUFFIX = b"_overlay.png"
+Folder = Literal["masks", "overlays", "probabilities"]
+
+_SUFFIXES: Final[Mapping[Folder, bytes]] = MappingProxyType(
+    {"masks": b"_mask.png", "overlays": b"_overlay.png", "probabilities": b"_probability.png"}
+)
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
 """The output's file system refuses this one name; others will do."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowWriter:
-    """Writes masks and overlays below `out` before it gives the rows that speak of them.
+    """Writes masks, probabilities and overlays below `out` before it gives the rows that speak of them.
 
-    `tidy`: `out` may hold those of an earlier call that was killed before it could say so in a row; a slice
-    that has no mask now (it was mended since, or is damaged) keeps none.
+    Rows hold the mask itself too, as run lengths. `tidy`: `out` may hold files of an earlier call that was
+    killed before it could say so in a row; a slice that has no mask now (it was mended since, or is damaged)
+    keeps none. With `pseudonyms` they name the files.
     """
 
     out: Path
     masks: bool
     overlays: bool
+    probabilities: bool = False
     tidy: bool = False
+    pseudonyms: Pseudonyms | None = None
 
     def write_block(self, block: DecodedBlock, scores: Scores) -> list[SliceRow]:
         """Rows of all slices of a block. Raises MachineError when the output cannot be written at all."""
         rows = []
         for position, piece in enumerate(block.slices):
+            if piece.pages:
+                continue  # they have rows of their own
             row = self._row(block, scores, position)
-            if self.tidy and not row.has_mask:
-                self._remove_files(piece)
+            if self.tidy:
+                self._remove_files(piece, row)
             rows.append(row)
         return rows
 
@@ -61,27 +74,27 @@ class RowWriter:
         piece = block.slices[position]
         if piece.failure is not None:
             return _quarantined_slice(piece, piece.failure)
-        mask = None
-        if scores.has_mask[position]:
-            mask = restore_mask(scores.masks[position], piece.height, piece.width)
-            try:
-                patiently(partial(self._write_files, piece, block.images[position], mask))
-            except OSError as error:
-                if error.errno not in _NAME_ERRORS:
-                    raise cannot_write(self.out, error) from error
-                reason = (
-                    f"its mask cannot be written under this name ({error.strerror}); shorten or change it"
-                )
-                return _quarantined_slice(piece, Failure("write", "name", reason))
-        return self._scored(piece, float(scores.tumor_probability[position]), mask)
+        mask, probabilities = (
+            None if found is None else restore_mask(found, piece.height, piece.width)
+            for found in (scores.masks.get(position), scores.probabilities.get(position))
+        )
+        try:
+            patiently(partial(self._write_files, piece, block.images[position], mask, probabilities))
+        except OSError as error:
+            if error.errno not in _NAME_ERRORS:
+                raise cannot_write(self.out, error) from error
+            reason = f"its mask cannot be written under this name ({error.strerror}); shorten or change it"
+            return _quarantined_slice(piece, Failure("write", "name", reason))
+        row = self._scored(piece, float(scores.tumor_probability[position]), mask)
+        if probabilities is None or not self.probabilities:
+            return row
+        return replace(row, probability_path=shown(name_of("probabilities", row.stem)))
 
     def _scored(
         self, piece: DecodedSlice, probability: float, mask: npt.NDArray[np.uint8] | None
     ) -> SliceRow:
-        pixels = 0 if mask is None else int(np.count_nonzero(mask))
-        x, y, width, height = (0, 0, 0, 0) if mask is None else box(mask)
-        file = piece.file
-        return SliceRow(
+        file, stem = piece.file, self._stem(piece)
+        row = SliceRow(
             order=file.order,
             slice=piece.index,
             volume=file.volume,
@@ -90,41 +103,71 @@ class RowWriter:
             size=file.size,
             mtime_ns=file.mtime_ns,
             tumor_probability=probability,
-            has_mask=int(mask is not None),
-            mask_path="" if mask is None or not self.masks else shown(self._mask_name(piece)),
-            mask_pixels=pixels,
-            mask_fraction=pixels / (piece.height * piece.width),
-            bbox_x=x,
-            bbox_y=y,
-            bbox_w=width,
-            bbox_h=height,
+            stem=stem,
+            mask_path=shown(name_of("masks", stem)) if self.masks else "",
         )
+        return with_mask(row, mask)
 
     def _write_files(
-        self, piece: DecodedSlice, image: npt.NDArray[np.uint8], mask: npt.NDArray[np.uint8]
+        self,
+        piece: DecodedSlice,
+        image: npt.NDArray[np.uint8],
+        mask: npt.NDArray[np.uint8] | None,
+        probabilities: npt.NDArray[np.uint8] | None,
     ) -> None:
-        # The overlay, whose name is the longer one, comes first: a name that fails leaves no mask behind.
-        top = os.fsencode(self.out)
-        if self.overlays:
-            name = b"overlays/" + piece.file.mask_stem + OVERLAY_SUFFIX
-            write_overlay(top + b"/" + name, _at_source_size(image, piece.height, piece.width), mask)
-        if self.masks:
-            write_mask(top + b"/" + self._mask_name(piece), mask)
+        # The longer names come first: one that fails leaves no mask behind.
+        if probabilities is not None and self.probabilities:
+            write_png(self._path(piece, "probabilities"), probabilities)
+        if mask is not None and self.overlays:
+            shown_slice = _at_source_size(image, piece.height, piece.width)
+            write_overlay(self._path(piece, "overlays"), shown_slice, mask)
+        if mask is not None and self.masks:
+            write_mask(self._path(piece, "masks"), mask)
 
-    def _remove_files(self, piece: DecodedSlice) -> None:
-        stem = piece.file.mask_stem
-        for name in (b"masks/" + stem + MASK_SUFFIX, b"overlays/" + stem + OVERLAY_SUFFIX):
+    def _remove_files(self, piece: DecodedSlice, row: SliceRow) -> None:
+        """Delete those of an earlier call that `row` does not speak of."""
+        of_masks: tuple[Folder, ...] = () if row.has_mask else ("masks", "overlays")
+        of_probabilities: tuple[Folder, ...] = () if row.probability_path else ("probabilities",)
+        for folder in (*of_masks, *of_probabilities):
             try:
-                os.unlink(os.fsencode(self.out) + b"/" + name)  # noqa: PTH108 - the name is bytes
+                os.unlink(self._path(piece, folder))  # noqa: PTH108 - the name is bytes
             except FileNotFoundError:
                 continue
             except OSError as error:
                 if error.errno not in _NAME_ERRORS:
                     raise cannot_write(self.out, error) from error
 
-    @staticmethod
-    def _mask_name(piece: DecodedSlice) -> bytes:
-        return b"masks/" + piece.file.mask_stem + MASK_SUFFIX
+    def _path(self, piece: DecodedSlice, folder: Folder) -> bytes:
+        return os.fsencode(self.out) + b"/" + name_of(folder, self._stem(piece))
+
+    def _stem(self, piece: DecodedSlice) -> bytes:
+        stem = piece.file.mask_stem
+        if self.pseudonyms is None:
+            return stem
+        page = b"/%03d" % piece.index  # see sources.entries.numbered_stem
+        if stem.endswith(page):
+            return self.pseudonyms.of_stem(stem.removesuffix(page)) + page
+        return self.pseudonyms.of_stem(stem)
+
+
+def with_mask(row: SliceRow, mask: npt.NDArray[np.uint8] | None) -> SliceRow:
+    """`row` of a scored slice with all that it says of its mask [h,w]; None where it has none."""
+    if mask is None:
+        return replace(
+            row, has_mask=0, mask_path="", mask_rle="", mask_pixels=0, mask_fraction=0.0,
+            bbox_x=0, bbox_y=0, bbox_w=0, bbox_h=0,
+        )  # fmt: skip
+    x, y, width, height = box(mask)
+    pixels = int(np.count_nonzero(mask))
+    return replace(
+        row, has_mask=1, mask_rle=encode(mask), mask_pixels=pixels, mask_fraction=pixels / mask.size,
+        bbox_x=x, bbox_y=y, bbox_w=width, bbox_h=height,
+    )  # fmt: skip
+
+
+def name_of(folder: Folder, stem: bytes) -> bytes:
+    """Where what is kept in `folder` of the slice with this `stem` lies, below the run's output."""
+    return folder.encode() + b"/" + stem + _SUFFIXES[folder]
 
 
 def _at_source_size(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

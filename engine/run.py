@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import JsonValue
+
+from engine.backend import Device, Runtime
 from engine.bundle import Bundle
 from engine.cascade import OperatingPoint
+from engine.flips import NO_FLIPS, Flips
 from engine.ledger import Counts
+from engine.outputs.components import KEEP_ALL, Rule
+from engine.outputs.runjson import GpuReport
 from engine.pipeline import Totals
 from engine.runners.base import Precision
 
+LEDGER = "run.sqlite"
 BLOCK = 16
-"""Slices a ring block: enough that the cascade's two passes fill every core, and few enough to cost 3 MB."""
+"""Slices a ring block on the CPU: enough that the cascade's two passes fill every core; they cost 3 MB."""
+PROOF_SLICES = 64
+"""On so many slices is FP16 compared with float32."""
+LANES = 2
+"""A GPU: while one lane's results are copied and decided on, the other computes. Not measured yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +35,10 @@ class Options:
     """What to score, where to, and how; the command's options of the same names explain each.
 
     `backend` and `precision` "auto" take what the run was begun with, else the best there is. `batch` is the
-    slices a block, `workers` the decode processes (None: by the cores). `max_runtime` is in seconds.
-    `files_from` is a file that lists the slices, or "-" for standard input.
+    slices a block (None: BLOCK on the CPU, by free memory on GPUs), `workers` the decode processes (None: by
+    the cores). `gpus` is "all" or indexes such as "0,2" (None: all of the first one's model), `lanes` are
+    those of each. `max_runtime` is in seconds. `files_from` is a file that lists the slices, or "-" for
+    standard input. `anonymise` is the private folder of the key.
     """
 
     inputs: tuple[str, ...]
@@ -30,35 +46,85 @@ class Options:
     bundle: Path | None = None
     files_from: str | None = None
     limit: int | None = None
-    batch: int = BLOCK
+    batch: int | None = None
     workers: int | None = None
     backend: str = "auto"
+    gpus: str | None = None
+    lanes: int = LANES
+    plan_cache: Path | None = None
     precision: str = "auto"
     threshold: float | None = None
     mask_threshold: float | None = None
     gate: bool = True
-    masks: Literal["png", "none"] = "png"
+    flips: Flips = NO_FLIPS
+    masks: Literal["png", "rle", "none"] = "png"
+    components: Rule = KEEP_ALL
     overlays: bool = False
+    save_probabilities: bool = False
+    parquet: bool = False
+    anonymise: Path | None = None
+    keep_patient: bool = False
+    channels: str | None = None
     retry: bool = False
     fresh: bool = False
     max_runtime: float | None = None
     arguments: tuple[str, ...] = ()
 
+    @property
+    def private(self) -> Path:
+        """Where the run keeps what knows names: its output, or with `anonymise` a folder of its own."""
+        if self.anonymise is None:
+            return self.out
+        return self.anonymise / hashlib.sha256(os.fsencode(self.out.resolve())).hexdigest()[:16]
+
+    @property
+    def ledger(self) -> Path:
+        """The run's ledger, which knows the names of all files."""
+        return self.private / LEDGER
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """How a run uses GPUs, all of one `model`.
+
+    `devices` of a continued run are looked for only when there is something to score. `batch` is None where
+    their free memory decides. `loaded` is what belongs to the run's identity and is known once the models are
+    loaded: batch, version, and what may change a bit of each model's results; of a continued run it is what
+    that was begun with.
+    """
+
+    runtime: Runtime
+    model: str
+    devices: tuple[Device, ...]
+    lanes: int
+    batch: int | None
+    plan_cache: Path | None
+    loaded: Mapping[str, JsonValue] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will be done with."""
+    """What a run will be done with. `why` says in a clause why on this backend, "" where it was named.
+
+    `batch` are the slices a block on the CPU; on GPUs `gpus` has it.
+    """
 
     bundle: Bundle
     backend: str
     precision: tuple[Precision, Precision]
     operating: OperatingPoint
     continued: bool
+    batch: int = BLOCK
+    why: str = ""
+    gpus: GpuUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `finished` is False when it was stopped; the same call continues it."""
+    """How a run ended. `finished` is False when it was stopped; the same call continues it.
+
+    `gpu` is None on the CPU, and where this call scored nothing.
+    """
 
     plan: Plan
     out: Path
@@ -69,6 +135,7 @@ class Outcome:
     gated_out: int
     skipped_masks: int
     skipped_other: int
+    gpu: GpuReport | None = None
 
     @property
     def slices_per_second(self) -> float:

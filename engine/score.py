@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
 from engine.bundle import Bundle
-from engine.cascade import Cascade, OperatingPoint
 from engine.disk import cannot_write
 from engine.errors import UsageError
-from engine.ledger import Counts, Ledger, has_rows, stored_identity
-from engine.outputs import runjson
+from engine.finish import Finish, finish
+from engine.ledger import Counts, Ledger
+from engine.opening import Opened, open_models, open_run, scorers
 from engine.outputs.atomic import clean_stale
-from engine.outputs.tables import write_tables
+from engine.outputs.pseudonyms import Pseudonyms
+from engine.outputs.runjson import GpuReport
 from engine.pending import Pending
-from engine.pipeline import WRITERS, Pipeline, Totals
+from engine.pipeline import Pipeline, Totals
 from engine.report import write_run_report
-from engine.ring import Ring
 from engine.rows import RowWriter
-from engine.run import Options, Outcome, Plan, Survey
-from engine.runners import choose_backend, choose_precision, cpu_flags, open_runner
-from engine.runners.base import Precision
+from engine.run import PROOF_SLICES, Options, Outcome, Plan, Survey
+from engine.settle import earlier_identity, identity, settle
+from engine.sources.channels import Patterns
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.lists import open_list
-from engine.stop import Stop
+from engine.stop import Stop, StoppedError
 from engine.text import shown
 
 __all__ = [
@@ -49,15 +48,10 @@ __all__ = [
     "survey",
 ]
 
-LEDGER = "run.sqlite"
-OPENVINO_SCORERS = 2
-"""Threads that call the cascade: while one waits for its last slices the other keeps the cores busy."""
-FILE_TIMEOUT = 60.0
-"""Seconds that a worker may spend on one file."""
-SHOWN_INPUTS = 20
-"""Of more INPUTs the ledger keeps a hash, as it may have to show them in one line."""
-_GEOMETRY = "letterbox-256"
-"""Names how slices of other sizes are scaled; part of a run's identity."""
+
+FOLDERS = ("masks", "overlays", "probabilities")
+"""What slices have files in."""
+TABLES = ("results.csv", "errors.csv", "volumes.csv", "results.parquet", "errors.parquet", "run.json")
 
 
 class Watcher:
@@ -65,6 +59,12 @@ class Watcher:
 
     def begins(self, plan: Plan, counts: Counts) -> None:
         """Everything is checked and the models are about to load; `counts` are of earlier calls."""
+
+    def prepares(self, text: str, done: float | None) -> None:
+        """Plans are built, or models loaded: what is being done, and how much of it, 0 to 1, if known."""
+
+    def says(self, line: str) -> None:
+        """A line for the user; from any thread."""
 
     def goes_on(self, totals: Totals) -> None:
         """Called a few times a second, and after each transaction."""
@@ -84,8 +84,8 @@ def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = 
         stop.deadline = time.monotonic() + options.max_runtime
     bundle = Bundle.load(options.bundle or Bundle.default_folder())
     discovery = _discovery(options, stop.asked)
-    earlier = _earlier(options)
-    plan = _plan(options, bundle, earlier)
+    earlier = earlier_identity(options)
+    plan = settle(options, bundle, earlier)
     with ExitStack() as stack:
         ledger = stack.enter_context(_open_ledger(options, plan))
         before = ledger.counts()
@@ -95,49 +95,136 @@ def score(options: Options, watcher: Watcher | None = None, stop: Stop | None = 
         if first is None:
             if pending.finished and pending.seen == 0:
                 raise _nothing_there(options, discovery)
-            totals, all_fed, start_up = Totals(), True, 0.0
+            ran = _Ran(plan, all_fed=True)
         else:
             watcher.begins(plan, before)
-            clock = time.monotonic()
-            pipeline = _pipeline(options, plan, ledger, chain((first,), entries), stop, watcher, stack)
-            start_up = time.monotonic() - clock
-            totals = pipeline.run()
-            all_fed = pipeline.exhausted
+            ran = _run(options, plan, ledger, chain((first,), entries), stop, watcher)
+            plan = ran.plan
         outcome = Outcome(
             plan=plan,
             out=options.out,
-            finished=all_fed and pending.finished,
+            finished=ran.all_fed and pending.finished,
             nothing_new=first is None,
             counts=ledger.counts(),
-            totals=totals,
+            totals=ran.totals,
             gated_out=ledger.below(plan.operating.gate_threshold) if plan.operating.gated else 0,
             skipped_masks=discovery.skipped_masks,
             skipped_other=discovery.skipped_other,
+            gpu=ran.gpu,
         )
         clock = time.monotonic()
         if outcome.finished or stop.out_of_time:
-            write_tables(ledger, options.out)
+            finish(ledger, _finish(options), whole=outcome.finished)
+            outcome = replace(outcome, counts=ledger.counts())
         tables = time.monotonic() - clock
-        # A call that only finds everything scored keeps the report of the one that did it, if that wrote it.
-        reported = ledger.get_meta("reported") and (options.out / "run.json").exists()
+        # A call that only finds everything scored keeps the report of the one that did it, if that wrote one
+        # of the same slices: a file that could not be read, and is gone, has lost its row since.
+        counts = list(astuple(outcome.counts))
+        reported = ledger.get_meta("reported") == counts and (options.out / "run.json").exists()
         if first is not None or (outcome.finished and not reported):
-            seconds = float(cast("float", ledger.get_meta("seconds") or 0.0)) + totals.seconds
+            seconds = float(cast("float", ledger.get_meta("seconds") or 0.0)) + ran.totals.seconds
             ledger.set_meta("seconds", seconds)
-            write_run_report(options, outcome, begun, start_up, tables, seconds)
-            ledger.set_meta("reported", outcome.finished)
+            write_run_report(options, outcome, begun, ran.start_up, tables, seconds)
+            ledger.set_meta("reported", counts if outcome.finished else None)
         return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What this call came to: by which plan, and whether all there is was given to it. In seconds."""
+
+    plan: Plan
+    all_fed: bool
+    totals: Totals = field(default_factory=Totals)
+    start_up: float = 0.0
+    gpu: GpuReport | None = None
+
+
+def _run(
+    options: Options,
+    plan: Plan,
+    ledger: Ledger,
+    entries: Iterator[SourceFile | Unlisted],
+    stop: Stop,
+    watcher: Watcher,
+) -> _Ran:
+    """Load the models and score what there is."""
+    clock = time.monotonic()
+    # A GPU's plans are proven on the first slices.
+    head = list(islice(entries, PROOF_SLICES)) if plan.gpus else []
+    paths = list(dict.fromkeys(entry.path for entry in head if isinstance(entry, SourceFile)))
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_run(options, plan, paths, watcher, stop))
+        except StoppedError:
+            return _Ran(plan, all_fed=False)
+        if opened.plan != plan and not plan.continued:
+            ledger.declare(identity(options, opened.plan))
+        pipeline = _pipeline(options, opened, ledger, chain(head, entries), stop, watcher)
+        start_up = time.monotonic() - clock
+        totals = pipeline.run()
+        gpu = None if opened.gpus is None else opened.gpus.report()
+        return _Ran(opened.plan, pipeline.exhausted, totals, start_up, gpu)
+
+
+def _pipeline(
+    options: Options,
+    opened: Opened,
+    ledger: Ledger,
+    entries: Iterator[SourceFile | Unlisted],
+    stop: Stop,
+    watcher: Watcher,
+) -> Pipeline:
+    def on_tick(totals: Totals) -> None:
+        stop.look_at_clock()
+        watcher.goes_on(totals)
+
+    return Pipeline(
+        entries=entries,
+        ring=opened.ring,
+        scorer=opened.scorer,
+        writer=RowWriter(
+            options.out,
+            masks=options.masks == "png",
+            overlays=options.overlays,
+            probabilities=options.save_probabilities,
+            tidy=any((options.out / name).exists() for name in FOLDERS),
+            pseudonyms=_pseudonyms(options),
+        ),
+        ledger=ledger,
+        block_size=opened.batch,
+        stop=stop.asked,
+        on_tick=on_tick,
+    )
+
+
+def _finish(options: Options) -> Finish:
+    return Finish(
+        options.out,
+        masks=options.masks,
+        components=options.components,
+        probabilities=options.save_probabilities,
+        parquet=options.parquet,
+        keep_patient=options.keep_patient,
+        pseudonyms=_pseudonyms(options),
+        names=options.private / "names.csv",
+    )
+
+
+def _pseudonyms(options: Options) -> Pseudonyms | None:
+    return None if options.anonymise is None else Pseudonyms.open(options.anonymise)
 
 
 def survey(options: Options) -> Survey:
     """Walk the input as `score` would, and write nothing. Raises what `score` would of input and bundle."""
     bundle = Bundle.load(options.bundle or Bundle.default_folder())
     discovery = _discovery(options, threading.Event())
-    earlier = _earlier(options)
-    plan = _plan(options, bundle, earlier)
+    earlier = earlier_identity(options)
+    plan = settle(options, bundle, earlier)
     if earlier is None:
         slices = pending_count = sum(1 for _ in islice(discovery, options.limit))
     else:
-        with Ledger.open(options.out / LEDGER, _identity(options, plan), fresh=False) as ledger:
+        with Ledger.open(options.ledger, identity(options, plan), fresh=False) as ledger:
             pending = Pending(discovery, ledger, options.retry, options.limit, forgets=False)
             pending_count = sum(1 for _ in pending)
             slices = pending.seen
@@ -147,11 +234,11 @@ def survey(options: Options) -> Survey:
 
 
 def count_slices(options: Options, over: threading.Event) -> int | None:
-    """How many files the input holds, for the time that is left; None for a pipe, or when `over` is set."""
+    """About how many slices the input holds, for the time that is left; None for a pipe, or once `over`."""
     if options.files_from is not None and not Path(options.files_from).is_file():
         return None  # a pipe gives each line to one reader only
     count = 0
-    for _ in islice(_discovery(options, over), options.limit):
+    for _ in islice(_discovery(options, over).roughly(), options.limit):
         count += 1
         if over.is_set():
             return None
@@ -160,22 +247,16 @@ def count_slices(options: Options, over: threading.Event) -> int | None:
 
 def _discovery(options: Options, stop: threading.Event) -> Discovery:
     listed = None if options.files_from is None else open_list(options.files_from, stop)
-    return Discovery(options.inputs, listed, options.out)
-
-
-def _earlier(options: Options) -> dict[str, object] | None:
-    """The identity of the run to continue. One that came to no row has decided nothing, so it is none."""
-    path = options.out / LEDGER
-    stored = None if options.fresh else stored_identity(path)
-    return stored if stored is not None and has_rows(path) else None
+    channels = None if options.channels is None else Patterns.parse(options.channels)
+    return Discovery(options.inputs, listed, options.out, channels)
 
 
 def _open_ledger(options: Options, plan: Plan) -> Ledger:
     """Take the output folder, and clear it of what a killed run or, with `fresh`, any earlier run left."""
-    left = [name for name in (LEDGER, "run.lock", "run.json") if (options.out / name).exists()]
-    folders = (options.out / "masks", options.out / "overlays")
-    identity = _identity(options, plan)
-    ledger = Ledger.open(options.out / LEDGER, identity, fresh=not plan.continued, folders=folders)
+    kept = (options.ledger, options.private / "run.lock", options.out / "run.json")
+    left = [path for path in kept if path.exists()]
+    folders = tuple(options.out / name for name in FOLDERS)
+    ledger = Ledger.open(options.ledger, identity(options, plan), fresh=not plan.continued, folders=folders)
     try:
         if left and options.fresh:
             _remove_outputs(options.out)
@@ -187,125 +268,17 @@ def _open_ledger(options: Options, plan: Plan) -> Ledger:
     return ledger
 
 
-def _plan(options: Options, bundle: Bundle, earlier: dict[str, object] | None) -> Plan:
-    """Settle backend and precision; a continuation takes those that it was begun with."""
-    backend, precision = options.backend, options.precision
-    if earlier is not None and backend == "auto":
-        backend = str(earlier["backend"])
-    backend = choose_backend(backend)
-    pair: tuple[Precision, Precision]
-    if precision == "auto" and earlier is not None:
-        pair = cast("tuple[Precision, Precision]", tuple(cast("list[str]", earlier["precision"])))
-    elif precision == "auto":
-        pair = choose_precision(bundle, backend, cpu_flags())
-    elif precision in ("fp32", "bf16"):
-        pair = (cast("Precision", precision), cast("Precision", precision))
-    else:
-        raise UsageError(f"--precision {precision}: this bundle and version have auto, fp32 and bf16")
-    operating = OperatingPoint.of(
-        bundle, gate_threshold=options.threshold, mask_threshold=options.mask_threshold, gated=options.gate
-    )
-    return Plan(bundle, backend, pair, operating, continued=earlier is not None)
-
-
-def _identity(options: Options, plan: Plan) -> dict[str, object]:
-    """What decides the bytes of the results; of a list its presence, as it may be longer than memory."""
-    return {
-        "inputs": _inputs(options),
-        "files_from": options.files_from is not None,
-        "bundle": plan.bundle.sha256,
-        "backend": plan.backend,
-        "backend_version": runjson.package_versions().get(plan.backend, ""),
-        "precision": list(plan.precision),
-        "gate": plan.operating.gated,
-        "threshold": plan.operating.gate_threshold,
-        "mask_threshold": plan.operating.mask_threshold,
-        "min_pixels": plan.operating.min_pixels,
-        "geometry": _GEOMETRY,
-        "masks": options.masks,
-        "overlays": options.overlays,
-    }
-
-
-def _pipeline(
-    options: Options,
-    plan: Plan,
-    ledger: Ledger,
-    entries: Iterator[SourceFile | Unlisted],
-    stop: Stop,
-    watcher: Watcher,
-    stack: ExitStack,
-) -> Pipeline:
-    """Start the workers, then load the models while those come up."""
-    workers = options.workers or max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-    callers = scorers(plan)
-    blocks = callers + WRITERS + workers + 1
-    ring = stack.enter_context(
-        Ring(blocks=blocks, block_size=options.batch, workers=workers, timeout_s=FILE_TIMEOUT)
-    )
-    cascade = stack.enter_context(open_models(plan))
-    plan.bundle.expect_unchanged()
-
-    def on_tick(totals: Totals) -> None:
-        stop.look_at_clock()
-        watcher.goes_on(totals)
-
-    return Pipeline(
-        entries=entries,
-        ring=ring,
-        cascade=cascade,
-        writer=RowWriter(
-            options.out,
-            masks=options.masks == "png",
-            overlays=options.overlays,
-            tidy=any((options.out / name).exists() for name in ("masks", "overlays")),
-        ),
-        ledger=ledger,
-        block_size=options.batch,
-        scorers=callers,
-        stop=stop.asked,
-        on_tick=on_tick,
-    )
-
-
-@contextmanager
-def open_models(plan: Plan) -> Iterator[Cascade]:
-    """Both models as a run of this plan opens them. Raises what `open_runner` does."""
-    outputs = plan.operating.segmenter_outputs
-    on_classifier, on_segmenter = plan.precision
-    with (
-        open_runner(plan.backend, plan.bundle, "classifier", on_classifier) as classifier,
-        open_runner(plan.backend, plan.bundle, "segmenter", on_segmenter, outputs=outputs) as segmenter,
-    ):
-        yield Cascade(classifier, segmenter, plan.operating)
-
-
-def scorers(plan: Plan) -> int:
-    """How many threads call the cascade in a run of this plan."""
-    # A call into OpenVINO fills every core by itself; one into ONNX Runtime fills one.
-    return OPENVINO_SCORERS if plan.backend == "openvino" else max(2, len(os.sched_getaffinity(0)))
-
-
 def _remove_outputs(out: Path) -> None:
     """Delete what an earlier run left. Raises OSError."""
-    for folder in (out / "masks", out / "overlays"):
+    for folder in (out / name for name in (*FOLDERS, "volumes")):
         if folder.is_dir():  # perhaps a link to another disk, which is kept
             for entry in folder.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
                     entry.unlink()
-    for name in ("results.csv", "errors.csv", "run.json"):
+    for name in TABLES:
         (out / name).unlink(missing_ok=True)
-
-
-def _inputs(options: Options) -> list[str]:
-    """INPUT as typed, without / at the end; a shell's long list of files by its first and their hash."""
-    inputs = [shown(text.rstrip("/") or text[:1]) for text in options.inputs]
-    if len(inputs) <= SHOWN_INPUTS:
-        return inputs
-    digest = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
-    return [inputs[0], f"and {len(inputs) - 1} more of sha256 {digest}"]
 
 
 def _nothing_there(options: Options, discovery: Discovery) -> UsageError:
@@ -316,4 +289,5 @@ def _nothing_there(options: Options, discovery: Discovery) -> UsageError:
     if discovery.skipped_other:
         skipped.append(f"{discovery.skipped_other} other files")
     passed = f" (passed over {' and '.join(skipped)})" if skipped else ""
-    return UsageError(f"no slices in {where}{passed}: give a folder with .tif, .png, .jpg or .webp files")
+    wanted = ".tif, .png, .jpg, .webp, .nii, .nii.gz or .dcm files"
+    return UsageError(f"no slices in {where}{passed}: give a folder with {wanted}")

@@ -8,6 +8,10 @@ import time
 from dataclasses import dataclass, field
 
 
+class StoppedError(Exception):
+    """The run was asked to stop before its first slice; nothing is wrong."""
+
+
 @dataclass(slots=True)
 class Stop:
     """Ends a run early, in order: what is under way is finished and committed.

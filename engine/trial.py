@@ -6,26 +6,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import Bundle
+from engine.bundle import Bundle, Model
 from engine.cascade import Cascade, OperatingPoint, Scores
-from engine.errors import Failure, SliceError, TumorscanError
+from engine.errors import Failure, SliceError, TumorscanError, UsageError
+from engine.gpu.device import open_device
+from engine.gpu.host import HostRunner, host_outputs
 from engine.parity import Compared, Mask, ParityReport, Truth, compare
+from engine.plans.cache import CachedPlan, PlanCache
+from engine.plans.half import half_graph
+from engine.plans.toolkit import load_toolkit
 from engine.runners import open_runner
 from engine.runners.base import SIDE, Images, Precision
+from engine.runners.device import DeviceModel
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.files import read_file
 from engine.sources.geometry import place
 from engine.sources.headers import PNG_SIGNATURE, read_png_header, refused
-from engine.sources.read import decode_slice
+from engine.sources.reader import VolumeReader
 from engine.sources.tiff import TIFF_SIGNATURES, read_tiff
 from engine.text import shown
 
@@ -49,16 +55,70 @@ class Block:
 
 @contextmanager
 def open_cascade(
-    bundle: Bundle, backend: str, precision: Precision, operating: OperatingPoint
+    bundle: Bundle, backend: str, precision: str, operating: OperatingPoint
 ) -> Iterator[Cascade]:
-    """Both models of the bundle on one runtime, for one caller at a time. Raises what `open_runner` does."""
+    """Both models of the bundle on one runtime, for one caller at a time. Raises what `open_runner` does.
+
+    `precision` is that of both models, or classifier's and segmenter's as in "int8+bf16".
+    """
+    on_classifier, _, on_segmenter = cast("tuple[Precision, str, Precision]", precision.partition("+"))
+    on_segmenter = on_segmenter or on_classifier
     threads = len(os.sched_getaffinity(0)) if backend == "onnxruntime" else None
     outputs = operating.segmenter_outputs
     with (
-        open_runner(backend, bundle, "classifier", precision, threads=threads) as classifier,
-        open_runner(backend, bundle, "segmenter", precision, threads=threads, outputs=outputs) as segmenter,
+        open_runner(backend, bundle, "classifier", on_classifier, threads=threads) as classifier,
+        open_runner(
+            backend, bundle, "segmenter", on_segmenter, threads=threads, outputs=outputs
+        ) as segmenter,
     ):
         yield Cascade(classifier, segmenter, operating)
+
+
+@contextmanager
+def open_plans(
+    cache: PlanCache, plans: Mapping[Model, CachedPlan], operating: OperatingPoint, *, device: int = 0
+) -> Iterator[Cascade]:
+    """Both plans of the cache, of one flavour, as a cascade on GPU `device`; to be left in the same thread.
+
+    It makes a CUDA context in this process, which a fault of the GPU ends: a run's parent never calls it.
+
+    Raises:
+        MachineError: no driver, GPU, pycuda, TensorRT or memory, or a plan that cannot be loaded here.
+        UsageError: a plan that is refused, or one that lacks what the operating point needs.
+    """
+    toolkit = load_toolkit(plans["segmenter"].record.flavour)
+    lacking = set(operating.segmenter_outputs) - set(host_outputs(plans["segmenter"].record.outputs))
+    if lacking:
+        raise UsageError(
+            f"the segmenter's plan gives no {', '.join(sorted(lacking))}, which another mask threshold than "
+            "the bundle's needs: leave --mask-threshold out"
+        )
+
+    def opened(model: Model) -> DeviceModel:
+        from engine.runners.tensorrt import TensorRtModel
+
+        return TensorRtModel(toolkit, cache, plans[model], device)
+
+    batches = {model: plan.record.batch for model, plan in plans.items()}
+    with _on_gpu(opened, batches, operating, device) as cascade:
+        yield cascade
+
+
+@contextmanager
+def open_cuda(
+    bundle: Bundle, operating: OperatingPoint, *, batch: int, device: int = 0, prefer_nhwc: bool = False
+) -> Iterator[Cascade]:
+    """Both FP16 graphs on ONNX Runtime's CUDA provider, as `open_plans`. Raises what `CudaModel` does."""
+    probabilities = "mask_probability" in operating.segmenter_outputs
+
+    def opened(model: Model) -> DeviceModel:
+        from engine.runners.cuda import CudaModel
+
+        graph = half_graph(bundle.graph(model).read_bytes(), model, probabilities=probabilities)
+        return CudaModel(graph, model, device=device, prefer_nhwc=prefer_nhwc)
+
+    with _on_gpu(opened, {"classifier": batch, "segmenter": batch}, operating, device) as cascade:
+        yield cascade
 
 
 def trial(reference: Cascade, other: Cascade, blocks: Iterable[Block]) -> ParityReport:
@@ -84,7 +144,8 @@ def read_slices(
     be read are left out and told to `on_bad`. Raises what Discovery does.
     """
     entries = islice(Discovery(inputs, files_from, None), limit)
-    slices = (each for entry in entries if (each := _read(entry, truth, on_bad)) is not None)
+    volumes = VolumeReader()
+    slices = (each for entry in entries if (each := _read(entry, volumes, truth, on_bad)) is not None)
     while some := list(islice(slices, BLOCK)):
         images = np.stack([each.image for each in some])
         known = Truth([each.volume for each in some], np.stack([each.mask for each in some]))
@@ -92,9 +153,22 @@ def read_slices(
 
 
 def read_truth(path: bytes) -> Mask:
-    """The true mask in a TIFF or PNG, 0/1 [256,256], placed in the square as its slice is.
+    """`read_true_pixels` as 0/1 [256,256], placed in the square as its slice is. Raises SliceError."""
+    import cv2
 
-    A pixel counts where any channel but alpha is not zero. Raises SliceError.
+    tumour = read_true_pixels(path)
+    box = place(*tumour.shape)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[box.top : box.top + box.height, box.left : box.left + box.width] = cv2.resize(
+        tumour.astype(np.uint8), (box.width, box.height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return mask
+
+
+def read_true_pixels(path: bytes) -> npt.NDArray[np.bool_]:
+    """The true mask in a TIFF or PNG at its own size [h,w]: true where any channel but alpha is not zero.
+
+    Raises SliceError.
     """
     import cv2
 
@@ -109,13 +183,23 @@ def read_truth(path: bytes) -> Mask:
             raise refused("decode", "the decoder refuses it, the file is damaged: copy it again")
     else:
         raise refused("not_an_image", "a true mask is a TIFF or a PNG")
-    tumour = image != 0 if image.ndim == 2 else (image[..., :3] != 0).any(axis=-1)
-    box = place(*tumour.shape)
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    mask[box.top : box.top + box.height, box.left : box.left + box.width] = cv2.resize(
-        tumour.astype(np.uint8), (box.width, box.height), interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return mask
+    tumour: npt.NDArray[np.bool_] = image != 0 if image.ndim == 2 else (image[..., :3] != 0).any(axis=-1)
+    return tumour
+
+
+@contextmanager
+def _on_gpu(
+    opened: Callable[[Model], DeviceModel],
+    batches: Mapping[Model, int],
+    operating: OperatingPoint,
+    index: int,
+) -> Iterator[Cascade]:
+    with open_device(index) as device, ExitStack() as stack:
+        runners = {}
+        for model, batch in batches.items():
+            loaded = stack.enter_context(opened(model))
+            runners[model] = stack.enter_context(HostRunner(loaded, batch, device))
+        yield Cascade(runners["classifier"], runners["segmenter"], operating)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +236,13 @@ def _score(cascade: Cascade, images: Images, valid: npt.NDArray[np.bool_]) -> Sc
         return cascade.score(images, finite)
 
 
-def _read(entry: SourceFile | Unlisted, truth: bool, on_bad: OnBad) -> _Slice | None:
+def _read(entry: SourceFile | Unlisted, volumes: VolumeReader, truth: bool, on_bad: OnBad) -> _Slice | None:
     if isinstance(entry, Unlisted):
         on_bad(entry.image_path, entry.failure)
         return None
     image = np.empty((SIDE, SIDE, 3), np.uint8)
     try:
-        decode_slice(read_file(entry.path), image)
+        volumes.decode(entry, image)
     except Exception as error:  # whatever a decoder raises costs its file only
         on_bad(entry.image_path, _failure(error))
         return None

@@ -14,7 +14,7 @@ from tests.badfiles import tiff
 from tests.tinybundle import tiny_slice
 
 CHECKOUT = Path(__file__).parents[1]
-FOLDERS = ("masks", "overlays")
+FOLDERS = ("masks", "overlays", "probabilities", "volumes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def table(out: Path, name: str = "results.csv") -> pd.DataFrame:
 
 
 def files_below(out: Path) -> dict[str, bytes]:
-    """All masks and overlays of a run, by their path below `out`."""
+    """All pictures and mask volumes of a run, by their path below `out`."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for folder in FOLDERS

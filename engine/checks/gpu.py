@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from engine.checks.finding import Facts, Finding, Status, gib
 from engine.plans.sidecar import Flavour
+from engine.plans.toolkit import OLDEST_CAPABILITY
 from engine.probes import Answer
-
-OLDEST_CAPABILITY: Final = (7, 5)
-"""Turing: TensorRT has none older since 10.5."""
 
 
 def gpus(driver: Answer) -> list[dict[str, Any]]:
@@ -19,8 +17,8 @@ def gpus(driver: Answer) -> list[dict[str, Any]]:
     return list(driver.facts.get("gpus", ()))
 
 
-def look_at_driver(driver: Answer) -> list[Finding]:
-    """The driver, and a finding a GPU."""
+def look_at_driver(driver: Answer, contexts: Answer | None = None) -> list[Finding]:
+    """The driver, and a finding a GPU; `contexts` is what these said when they were used, if they were."""
     if driver.state == "absent":
         return [Finding(group="GPU", name="driver", status="missing", value=driver.said)]
     if driver.state == "refused":
@@ -38,21 +36,37 @@ def look_at_driver(driver: Answer) -> list[Finding]:
             value=f"{release or 'release unknown'}, for CUDA up to {major}.{minor}",
             facts={"release": release, "cuda": [major, minor]},
         ),
-        *map(_look_at_gpu, gpus(driver)),
+        *(_look_at_gpu(gpu, here) for gpu, here in zip(gpus(driver), _used(driver, contexts), strict=True)),
     ]
 
 
-def _look_at_gpu(gpu: Mapping[str, Any]) -> Finding:
+def _used(driver: Answer, contexts: Answer | None) -> list[dict[str, Any]]:
+    """What each GPU said when it was used, {} where it was not."""
+    if contexts is None:
+        return [{} for _ in gpus(driver)]
+    if not contexts.ok:
+        return [{"refused": contexts.said} for _ in gpus(driver)]
+    return list(contexts.facts["gpus"])
+
+
+def _look_at_gpu(gpu: Mapping[str, Any], used: Mapping[str, Any]) -> Finding:
     major, minor = gpu["compute_capability"]
-    old = (major, minor) < OLDEST_CAPABILITY
-    return Finding(
-        group="GPU",
-        name=f"gpu-{gpu['index']}",
-        status="warn" if old else "ok",
-        value=f"{gpu['name']}, compute capability {major}.{minor}, {gib(gpu['memory'])}",
-        advice="TensorRT 10.5 and newer need compute capability 7.5: use the CPU" if old else "",
-        facts=dict(gpu),
-    )
+    status: Status = "ok"
+    value, advice = f"{gpu['name']}, compute capability {major}.{minor}, {gib(gpu['memory'])}", ""
+    if "free" in used:
+        value += f", {gib(used['free'])} free"
+    if used.get("registers"):
+        status = "warn"
+        advice = (
+            f"the driver does not pagelock memory where it lies (CUDA error {used['registers']}): slices are "
+            "copied once more on their way"
+        )
+    if (major, minor) < OLDEST_CAPABILITY:
+        status, advice = "warn", "TensorRT 10.5 and newer need compute capability 7.5: use the CPU"
+    if "refused" in used:
+        status, value, advice = "fail", f"{value}; takes no work: {used['refused']}", "see nvidia-smi"
+    name = f"gpu-{gpu['index']}"
+    return Finding(group="GPU", name=name, status=status, value=value, advice=advice, facts={**gpu, **used})
 
 
 def look_at_tensorrt(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engine.commands.score import batch_of
 from engine.errors import MachineError, UsageError
 from engine.sources.discovery import Discovery
 from engine.text import shown
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FEW_SLICES = 200
 """Below this, filling and emptying the pipeline is a good part of the time."""
+SHORT_SECONDS = 1.0
+"""Below this it is as well."""
 BUSY_LOAD = 0.5
 """Load average a core from which a machine is called busy."""
 
@@ -37,12 +40,21 @@ def bench_command(
         Path | None, typer.Option(help="The model bundle (else the one that is installed).")
     ] = None,
     backend: Annotated[
-        Literal["auto", "openvino", "onnxruntime"], typer.Option(help="What computes; auto is openvino.")
+        Literal["auto", "tensorrt", "cuda", "openvino", "onnxruntime"],
+        typer.Option(help="What computes; auto is what tumorscan score would take."),
     ] = "auto",
+    gpus: Annotated[str | None, typer.Option(metavar="all|0,2", help="As for tumorscan score.")] = None,
+    lanes: Annotated[int, typer.Option(min=1, max=16, help="Batches that a GPU works at side by side.")] = 2,
+    plan_cache: Annotated[
+        Path | None,
+        typer.Option(help="TensorRT's plans (else $TUMORSCAN_PLAN_CACHE, else in your cache folder)."),
+    ] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="Measure this one only; may be repeated (else all there are).")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Slices decoded and scored together.")] = 16,
+    batch: Annotated[
+        str, typer.Option(metavar="auto|N", help="Slices decoded and scored together.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, max=256, help="Decode processes (else by the cores).")
     ] = None,
@@ -74,9 +86,12 @@ def bench_command(
         out=Path(os.devnull),
         bundle=loaded.folder,
         limit=limit,
-        batch=batch,
+        batch=batch_of(batch),
         workers=workers,
         backend=backend,
+        gpus=gpus,
+        lanes=lanes,
+        plan_cache=plan_cache,
     )
     load_before = os.getloadavg()[0]
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -86,7 +101,7 @@ def bench_command(
         )
     typer.echo(_table(measured, load_before))
     if json_file is not None:
-        _write_json(json_file, _facts(measured, loaded, batch, load_before))
+        _write_json(json_file, _facts(measured, loaded, load_before))
     return 0
 
 
@@ -120,11 +135,21 @@ def _table(measured: Measured, load_before: float) -> str:
         f"slices a second, and as a share of runner only; {measured.slices:,} slices "
         f"({measured.size / 1e6:,.0f} MB), {share:.0%} of them segmented, on {first.plan.backend}"
     )
+    if first.plan.gpus is not None:
+        lines.append(
+            f"{len(first.plan.gpus.devices)} x {first.plan.gpus.model}, lanes: {first.plan.gpus.lanes} each, "
+            f"batches of {first.batch}; runner only holds the way of the slices to the GPU"
+        )
     lines += [f"left out: {name} ({why})" for name, why in measured.left_out.items()]
     if measured.slices < FEW_SLICES:
         lines.append(
             f"rough: of {measured.slices} slices, beginning and end are a good part; "
             f"give {FEW_SLICES} or more and time for them (--seconds)"
+        )
+    elif first.disk_to_disk.seconds < SHORT_SECONDS:
+        lines.append(
+            f"rough: {first.disk_to_disk.seconds:.1f} s are short; python -m benchmarks.gpu_check measures "
+            "longer"
         )
     cores = len(os.sched_getaffinity(0))
     if load_before > BUSY_LOAD * cores:
@@ -137,7 +162,7 @@ def _name(rates: Rates) -> str:
     return rates.asked if other == rates.asked else f"{rates.asked} (segmenter {other})"
 
 
-def _facts(measured: Measured, bundle: Bundle, batch: int, load_before: float) -> dict[str, JsonValue]:
+def _facts(measured: Measured, bundle: Bundle, load_before: float) -> dict[str, JsonValue]:
     from datetime import UTC, datetime
 
     import engine
@@ -148,7 +173,7 @@ def _facts(measured: Measured, bundle: Bundle, batch: int, load_before: float) -
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
         "backend": measured.rates[0].plan.backend,
-        "batch": batch,
+        "batch": measured.rates[0].batch,
         "slices": measured.slices,
         "bytes": measured.size,
         "rates": [_rates(each) for each in measured.rates],

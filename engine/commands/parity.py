@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from engine.parity import Limits, ParityReport
     from engine.plans.sidecar import Flavour
     from engine.proof import Watch
-    from engine.runners.base import Precision
     from engine.trial import Block
 
 FAILED_STATUS = 5
@@ -48,6 +47,9 @@ def parity_command(
         Literal[
             "openvino:bf16",
             "openvino:fp32",
+            "openvino:int8+bf16",
+            "openvino:int8+fp32",
+            "openvino:int8",
             "onnxruntime:fp32",
             "tensorrt:fp16",
             "tensorrt-rtx:fp16",
@@ -225,11 +227,11 @@ def _opened(
     if backend in ("openvino", "onnxruntime"):
         from engine.trial import open_cascade
 
-        return open_cascade(bundle, backend, cast("Precision", precision), point)
+        return open_cascade(bundle, backend, precision, point)
     from engine.build import BATCH, BuildOptions, build_plans
-    from engine.gpu.host import open_cuda, open_plans
     from engine.plans.cache import PlanCache, cache_folder
     from engine.runners.device import visible_gpu
+    from engine.trial import open_cuda, open_plans
 
     visible_gpu(0)  # before minutes of building
     if backend == "onnxruntime-cuda":

@@ -14,6 +14,7 @@ import typer
 from engine.commands.screen import lasting
 from engine.commands.signals import OUT_OF_TIME_STATUS, SignalStop
 from engine.errors import UsageError
+from engine.sources.channels import Patterns
 from engine.sources.discovery import Discovery
 from engine.stop import Stop
 from engine.text import shown
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.score import Options, Outcome
 
 QUARANTINED_STATUS = 4
+MOST_BATCH = 1024
 
 
 def register(app: typer.Typer) -> None:
@@ -42,16 +44,41 @@ def score_command(
         typer.Option(metavar="FILE|-", help="Score the paths listed there, one a line or NUL-separated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N slices of the input.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Slices decoded and scored together.")] = 16,
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Slices decoded and scored together. auto: 16 on the CPU; on a GPU 64, or fewer where its "
+            "memory is taken. There another N gives other bits, so a run keeps the one it began with.",
+        ),
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, max=256, help="Decode processes (else by the cores).")
     ] = None,
     backend: Annotated[
-        Literal["auto", "openvino", "onnxruntime"], typer.Option(help="What computes; auto is openvino.")
+        Literal["auto", "tensorrt", "cuda", "openvino", "onnxruntime"],
+        typer.Option(
+            help="What computes. auto: tensorrt on an NVIDIA GPU (plans are built on first use), else cuda "
+            "(ONNX Runtime), else openvino; it says which and why."
+        ),
     ] = "auto",
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|0,2", help="GPUs to use, all of one model (else all of the first one's model)."
+        ),
+    ] = None,
+    lanes: Annotated[int, typer.Option(min=1, max=16, help="Batches that a GPU works at side by side.")] = 2,
+    plan_cache: Annotated[
+        Path | None,
+        typer.Option(help="TensorRT's plans (else $TUMORSCAN_PLAN_CACHE, else in your cache folder)."),
+    ] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto: the fastest that this CPU has and whose parity is recorded in the bundle."),
+        Literal["auto", "fp32", "bf16", "int8", "fp16"],
+        typer.Option(
+            help="auto: the fastest that this CPU has and whose parity is recorded in the bundle; on a GPU "
+            "fp16. int8: the classifier, with the segmenter in the lowest whose masks hold."
+        ),
     ] = "auto",
     threshold: Annotated[
         float | None,
@@ -64,11 +91,68 @@ def score_command(
         typer.Option(min=0, max=1, help="Probability from which a pixel is tumour, in steps of 1/255."),
     ] = None,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Send every slice to the segmenter.")] = False,
+    flips: Annotated[
+        Literal["none", "horizontal", "all"],
+        typer.Option(
+            help="Test-time augmentation: masks are cut from the mean over a slice and its mirror image "
+            "(horizontal: the segmenter runs twice, a tenth more CPU time where a third pass the gate) or "
+            "all four (all). CPU only."
+        ),
+    ] = "none",
+    flip_classifier: Annotated[
+        bool,
+        typer.Option(
+            "--flip-classifier",
+            help="Average the tumour probability over the same flips: the classifier runs as often, on all "
+            "slices (horizontal: 2.3 times the CPU time).",
+        ),
+    ] = False,
     masks: Annotated[
-        Literal["png", "none"], typer.Option(help="Write masks as PNG, or only count them.")
+        Literal["png", "rle", "none"],
+        typer.Option(
+            help="Write masks as PNG, as run lengths into results.csv (COCO's, for millions of slices), or "
+            "only count them."
+        ),
     ] = "png",
+    components: Annotated[
+        str,
+        typer.Option(
+            metavar="all|largest|N|Nml",
+            help="What is kept of each volume's mask: all, its largest component, or those of at least N "
+            "voxels or N millilitres. A folder of pictures is taken for one volume.",
+        ),
+    ] = "all",
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Also write the MRI with the mask's outline.")
+    ] = False,
+    save_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--save-probabilities",
+            help="Also write each pixel's probability, as PNG (0 to 255), of the slices that pass the gate.",
+        ),
+    ] = False,
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="Write the tables as Parquet too (extra: tables).")
+    ] = False,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="t1=P,flair=P,t1c=P",
+            help="Combine a patient's sequences (NIfTI, DICOM) as the three channels: patterns of file names "
+            "or series, such as t1=*t1.nii.gz,flair=*flair*,t1c=*t1c*. FLAIR stands in for a missing one.",
+        ),
+    ] = None,
+    anonymise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Hash the names of files and volumes in all that is written. The key, the ledger and who is "
+            "who are kept in FOLDER, which is private.",
+        ),
+    ] = None,
+    keep_patient: Annotated[
+        bool, typer.Option("--keep-patient", help="Copy the patient's name and id into DICOM segmentations.")
     ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Score quarantined slices again.")] = False,
     fresh: Annotated[
@@ -86,14 +170,17 @@ def score_command(
     """Score slices: which show a tumour, and where.
 
     Writes results.csv, errors.csv, run.json and masks/ below --out. After a stop or a kill the same command
-    continues. Exit status: 0 all scored; 2 wrong use; 3 the machine lacks something; 4 finished with
-    quarantined slices; 75 stopped by --max-runtime; 130, 143 interrupted, resumable.
+    continues. Exit status: 0 all scored; 2 wrong use; 3 the machine lacks something, or a GPU fails; 4
+    finished with quarantined slices; 75 stopped by --max-runtime; 130, 143 interrupted, resumable.
     """
     seconds = None if max_runtime is None else _seconds(max_runtime)
-    _refuse_wrong_use(inputs or [], files_from, out, bundle)
+    slices = batch_of(batch)
+    _refuse_wrong_use(inputs or [], files_from, out, bundle, channels)
     # Before the slow imports: the first process of a container gets no signal that it does not listen to.
     signals = SignalStop(Stop())
     with nullcontext() if dry_run else signals:
+        from engine.flips import Flips
+        from engine.outputs.components import Rule
         from engine.score import Options
 
         options = Options(
@@ -102,15 +189,25 @@ def score_command(
             bundle=bundle,
             files_from=files_from,
             limit=limit,
-            batch=batch,
+            batch=slices,
             workers=workers,
             backend=backend,
+            gpus=gpus,
+            lanes=lanes,
+            plan_cache=plan_cache,
             precision=precision,
             threshold=threshold,
             mask_threshold=mask_threshold,
             gate=not no_gate,
+            flips=Flips(flips, flip_classifier),
             masks=masks,
+            components=Rule.parse(components),
             overlays=overlays,
+            save_probabilities=save_probabilities,
+            parquet=parquet,
+            anonymise=anonymise,
+            keep_patient=keep_patient,
+            channels=channels,
             retry=retry,
             fresh=fresh,
             max_runtime=seconds,
@@ -119,13 +216,25 @@ def score_command(
         return _dry_run(options) if dry_run else _score(options, signals, quiet=quiet)
 
 
-def _refuse_wrong_use(inputs: list[str], files_from: str | None, out: Path, bundle: Path | None) -> None:
+def _refuse_wrong_use(
+    inputs: list[str], files_from: str | None, out: Path, bundle: Path | None, channels: str | None
+) -> None:
     """What can be told before the slow imports: numpy, OpenCV and a runtime take a second or more."""
-    Discovery(inputs, None if files_from is None else (), out)
+    patterns = None if channels is None else Patterns.parse(channels)
+    Discovery(inputs, None if files_from is None else (), out, patterns)
     if files_from is not None and files_from != "-" and not Path(files_from).exists():
         raise UsageError(f"--files-from {files_from}: no such file")
     if bundle is not None and not bundle.is_dir():
         raise UsageError(f"--bundle {bundle}: no such folder")
+
+
+def batch_of(text: str) -> int | None:
+    """The slices that --batch means, None for auto. UsageError for what is no number of them."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_BATCH:
+        raise UsageError(f"--batch {text}: give auto, or 1 to {MOST_BATCH:,} slices")
+    return int(text)
 
 
 def _dry_run(options: Options) -> int:
@@ -135,7 +244,8 @@ def _dry_run(options: Options) -> int:
     plan = found.plan
     typer.echo(
         f"{found.slices:,} slices, {found.pending:,} of them still to be scored into {shown(options.out)} "
-        f"by {plan.bundle.manifest.name} on {plan.backend} ({', '.join(dict.fromkeys(plan.precision))}); "
+        f"by {plan.bundle.manifest.name} on {plan.backend} ({', '.join(dict.fromkeys(plan.precision))})"
+        f"{f', as {plan.why}' if plan.why else ''}; "
         f"{found.skipped_masks:,} files named *_mask.* and {found.skipped_other:,} others are passed over"
     )
     return 0

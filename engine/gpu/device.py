@@ -104,6 +104,15 @@ class Device:
         finally:
             self._context.pop()
 
+    def part(self) -> Device:
+        """Another owner in the same context: what it makes goes with its own `free`, and then `let_go`."""
+        return Device(self._driver, self._context)
+
+    def free_memory(self) -> int:
+        """Bytes of the GPU's memory that nobody has."""
+        free, _ = self._driver.call(self._driver.cuda.mem_get_info)
+        return int(free)
+
     def stream(self) -> Stream:
         """Make a stream."""
         stream = Stream(self._driver)

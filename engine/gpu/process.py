@@ -26,6 +26,7 @@ from engine.gpu.lane import SEATS
 from engine.gpu.results import Results, allocate_results
 from engine.gpu.start import Start
 from engine.gpu.worker import KINDS, MESSAGE_BYTES, START_BYTES
+from engine.stop import StoppedError
 
 WORKER: Final = "engine.gpu.worker"
 """The module that the process runs."""
@@ -59,6 +60,7 @@ class GpuProcess:
     def __init__(self, start: Start, *, module: str = WORKER) -> None:
         self.start = start
         self.seats = start.lanes * SEATS
+        self.loaded: tuple[Loaded, Loaded] | None = None
         self._module = module
         self._results: Results | None = None
         self._replies: _Inbox = queue.SimpleQueue()
@@ -78,14 +80,16 @@ class GpuProcess:
     ) -> None:
         self.close()
 
-    def ready(self) -> tuple[Loaded, Loaded]:
+    def ready(self, over: threading.Event | None = None) -> tuple[Loaded, Loaded]:
         """Wait until the classifier and the segmenter have run once; what they are.
 
-        Raises GpuMemoryError where the GPU is too small, else what `open_models` and `open_lanes` raise.
+        Raises GpuMemoryError where the GPU is too small, StoppedError when `over` is set before, else what
+        `open_models` and `open_lanes` raise.
         """
-        (models,) = self._wait(self._replies, STARTUP_LIMIT)
+        (models,) = self._wait(self._replies, STARTUP_LIMIT, over)
         classifier, segmenter = (Loaded(**model) for model in models)
-        return classifier, segmenter
+        self.loaded = classifier, segmenter
+        return self.loaded
 
     def open(self, ring: int, slots: int) -> int:
         """Show it the ring's memory, behind the descriptor `ring`, which begins with so many slots.
@@ -139,9 +143,11 @@ class GpuProcess:
             self._raise_failure()
             raise
 
-    def _wait(self, inbox: _Inbox, limit: int) -> list[Any]:
+    def _wait(self, inbox: _Inbox, limit: int, over: threading.Event | None = None) -> list[Any]:
         """The next message. Seconds are counted one by one: while this process is stopped none pass."""
         for _ in range(limit):
+            if over is not None and over.is_set():
+                raise StoppedError
             try:
                 message = inbox.get(timeout=1)
             except queue.Empty:
@@ -234,30 +240,31 @@ def open_gpus(
     smaller: bool,
     say: Callable[[str], None],
     module: str = WORKER,
+    over: threading.Event | None = None,
 ) -> Iterator[list[GpuProcess]]:
     """The processes of all `starts(batch)`, ready; all have the same batch.
 
     Where one has too little memory and a `smaller` batch is allowed, `say` hears so and all start once more
-    with half of it. Raises as `GpuProcess.ready`.
+    with half of it. Raises as `starts` and `GpuProcess.ready` do.
     """
     try:
-        processes = _start_all(starts(batch), module)
+        processes = _start_all(starts(batch), module, over)
     except GpuMemoryError as error:
         if not smaller or batch == 1:
             raise
         batch //= 2
         say(f"{error}; going on with batches of {batch}")
-        processes = _start_all(starts(batch), module)
+        processes = _start_all(starts(batch), module, over)
     with ExitStack() as stack:
         for process in processes:
             stack.enter_context(process)
         yield processes
 
 
-def _start_all(starts: Sequence[Start], module: str) -> list[GpuProcess]:
+def _start_all(starts: Sequence[Start], module: str, over: threading.Event | None) -> list[GpuProcess]:
     with ExitStack() as stack:
         processes = [stack.enter_context(GpuProcess(start, module=module)) for start in starts]
         for process in processes:
-            process.ready()
+            process.ready(over)
         stack.pop_all()
     return processes

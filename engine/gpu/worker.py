@@ -117,10 +117,15 @@ def _described(model: Any) -> dict[str, Any]:
     return {**{name: getattr(model, name) for name in names}, "identity": dict(model.identity)}
 
 
-def _fail(channel: socket.socket, error: BaseException) -> None:
+def described(error: BaseException) -> tuple[str, str]:
+    """A failure as it is told to the parent: its kind and its text."""
     kind = next((word for word, raised in KINDS.items() if isinstance(error, raised)), "bug")
     text = str(error) if kind != "bug" else "".join(traceback.format_exception(error))
-    _send(channel, "failed", kind, text[-_TEXT:])
+    return kind, text[-_TEXT:]
+
+
+def _fail(channel: socket.socket, error: BaseException) -> None:
+    _send(channel, "failed", *described(error))
 
 
 def _send(channel: socket.socket, *message: object) -> None:

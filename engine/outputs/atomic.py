@@ -48,10 +48,12 @@ def clean_stale(out: Path) -> int:
     """Delete the temporary files that killed runs left below `out`; returns how many.
 
     Only for the holder of the run's lock, before its first write. Lists every folder below `out`, so it is
-    for continuations. Links to folders are not followed, but for `out`/masks and `out`/overlays, which may
-    lie on another disk. Raises OSError when a file cannot be deleted.
+    for continuations. Links to folders are not followed, but for `out`/masks and its like, which may lie on
+    another disk. Raises OSError when a file cannot be deleted.
     """
-    linked = [top for name in ("masks", "overlays") if (top := out / name).is_symlink()]
+    linked = [
+        top for name in ("masks", "overlays", "probabilities", "volumes") if (top := out / name).is_symlink()
+    ]
     stale = [
         Path(folder, name)
         for top in (out, *linked)

@@ -39,12 +39,17 @@ class BundleReport(_Part):
 
 
 class OperatingReport(_Part):
-    """The thresholds that were used. `gate` is False when every slice went to the segmenter."""
+    """The thresholds that were used, and the flips that were averaged over.
+
+    `gate` is False when every slice went to the segmenter.
+    """
 
     gate: bool
     gate_threshold: Probability
     mask_threshold: Probability
     min_pixels: NonNegativeInt
+    flips: str = "none"
+    flip_classifier: bool = False
 
 
 class Machine(_Part):
@@ -86,8 +91,28 @@ class Timings(_Part):
     tables_seconds: NonNegativeFloat
 
 
+class GpuReport(_Part):
+    """The GPUs that a run used, all of one model, `indexes` counting those visible.
+
+    `batch` are the slices a batch, `proof` how FP16 was compared with float32. Without `ring_pagelocked` the
+    driver would not read the decoded slices where they lie, so that each is copied once more. `lost` are the
+    errors of GPUs that failed while others went on.
+    """
+
+    model: str
+    indexes: list[NonNegativeInt]
+    lanes: NonNegativeInt
+    batch: NonNegativeInt
+    proof: str
+    ring_pagelocked: bool
+    lost: list[str]
+
+
 class RunReport(_Part):
-    """All of run.json, in its order. `precision` is by model; `slices_per_second` is this call's."""
+    """All of run.json, in its order. `precision` is by model; `slices_per_second` is this call's.
+
+    `why` says why on this runtime, "" where it was named; `gpu` is None on the CPU.
+    """
 
     tumorscan: str = engine.__version__
     arguments: list[str]
@@ -98,6 +123,8 @@ class RunReport(_Part):
     bundle: BundleReport
     runtime: str
     runtime_version: str
+    why: str = ""
+    gpu: GpuReport | None = None
     precision: dict[str, str]
     operating_point: OperatingReport
     counts: CountsReport

@@ -1,4 +1,4 @@
-"""results.csv and errors.csv, written from the ledger.
+"""results.csv and errors.csv, and what stands in their columns.
 
 The same rows give the same bytes on every machine and Python: cells are quoted here, because the csv module
 of Python 3.11 (which pandas uses too) leaves a lone carriage return unquoted, and readers then see two rows.
@@ -7,11 +7,12 @@ of Python 3.11 (which pandas uses too) leaves a lone carriage return unquoted, a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from engine.disk import cannot_write
-from engine.ledger import Ledger, SliceRow
+from engine.ledger import SliceRow
 from engine.outputs.atomic import replacing
 from engine.text import FORMULA_STARTS
 
@@ -19,61 +20,67 @@ RESULT_COLUMNS: Final = (
     "volume", "image_path", "slice", "status", "tumor_probability", "has_mask", "mask_path", "mask_pixels",
     "mask_fraction", "bbox_x", "bbox_y", "bbox_w", "bbox_h",
 )  # fmt: skip
+EXTRA_COLUMNS: Final = ("mask_rle", "probability_path")
+"""Stand behind the others in results.csv, each when the run was asked for it."""
 ERROR_COLUMNS: Final = ("image_path", "slice", "stage", "code", "message")
 
+Cell = str | int | float | None
+
+_PLACE: Final = ("volume", "image_path", "slice", "status")
+_PATHS: Final = frozenset({"volume", "image_path", "mask_path", "probability_path"})
 _NEEDS_QUOTES: Final = re.compile(r'[",\r\n]')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 
 
-def write_tables(ledger: Ledger, out: Path) -> None:
-    """Write `out`/results.csv (every slice) and `out`/errors.csv (the quarantined), in order.
+def write_tables(rows: Iterable[SliceRow], out: Path, extra: Sequence[str] = ()) -> None:
+    """Write `out`/results.csv (every slice) and `out`/errors.csv (the quarantined), in the order of `rows`.
 
-    Each replaces the old one whole, after it is on the disk. Rows are streamed, so memory does not grow with
-    their number. Raises MachineError when the folder is full or cannot be written.
+    `extra` are some of EXTRA_COLUMNS. Each file replaces the old one whole, after it is on the disk. Rows are
+    streamed, so memory does not grow with their number. Raises MachineError when the folder is full or cannot
+    be written.
     """
+    columns = (*RESULT_COLUMNS, *extra)
     try:
         with (
             replacing(out / "results.csv", durable=True) as results,
             replacing(out / "errors.csv", durable=True) as errors,
         ):
-            results.write(_line(RESULT_COLUMNS))
-            errors.write(_line(ERROR_COLUMNS))
-            for row in ledger.rows():
-                results.write(_line(_result_cells(row)))
+            results.write(line(columns))
+            errors.write(line(ERROR_COLUMNS))
+            for row in rows:
+                results.write(line(result_cells(row, columns)))
                 if row.status == "quarantined":
-                    errors.write(_line(_error_cells(row)))
+                    errors.write(line(error_cells(row)))
     except OSError as error:
         raise cannot_write(out, error) from error
 
 
-def _result_cells(row: SliceRow) -> tuple[str, ...]:
-    if row.status == "quarantined":
-        known = (_path(row.volume), _path(row.image_path), str(row.slice), row.status)
-        return (*known, *[""] * (len(RESULT_COLUMNS) - len(known)))
-    return (
-        _path(row.volume),
-        _path(row.image_path),
-        str(row.slice),
-        row.status,
-        _real(row.tumor_probability),
-        _integer(row.has_mask),
-        _path(row.mask_path),
-        _integer(row.mask_pixels),
-        _real(row.mask_fraction),
-        _integer(row.bbox_x),
-        _integer(row.bbox_y),
-        _integer(row.bbox_w),
-        _integer(row.bbox_h),
-    )
+def result_cells(row: SliceRow, columns: Sequence[str]) -> tuple[Cell, ...]:
+    """What `row` has in these columns of results; None where nothing is known, or no file is."""
+    known = _PLACE if row.status == "quarantined" else columns
+    return tuple(_cell(row, name) if name in known else None for name in columns)
 
 
-def _error_cells(row: SliceRow) -> tuple[str, ...]:
-    return _path(row.image_path), str(row.slice), row.stage, row.code, _message(row.message)
+def error_cells(row: SliceRow) -> tuple[Cell, ...]:
+    """What `row`, of a quarantined slice, has in ERROR_COLUMNS."""
+    return path_cell(row.image_path), row.slice, row.stage, row.code, _message(row.message)
 
 
-def _path(text: str) -> str:
+def path_cell(text: str) -> str:
     """Text that no spreadsheet takes for a formula and that still opens; discovery shows paths so already."""
     return f"./{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def line(cells: Iterable[Cell]) -> bytes:
+    """A line of a table; real numbers have six digits."""
+    return (",".join(map(_text, cells)) + "\n").encode()
+
+
+def _cell(row: SliceRow, name: str) -> Cell:
+    value: Cell = getattr(row, name)
+    if value == "":
+        return None
+    return path_cell(str(value)) if name in _PATHS else value
 
 
 def _message(message: str) -> str:
@@ -82,16 +89,12 @@ def _message(message: str) -> str:
     return f"error: {line}" if line.startswith(FORMULA_STARTS) else line
 
 
-def _real(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
-
-
-def _integer(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _line(cells: tuple[str, ...]) -> bytes:
-    return (",".join(map(_quoted, cells)) + "\n").encode()
+def _text(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return _quoted(cell)
+    if isinstance(cell, float):
+        return f"{cell:.6g}"
+    return "" if cell is None else str(cell)
 
 
 def _quoted(cell: str) -> str:

@@ -43,9 +43,11 @@ PLAN_CONTRACT: Mapping[Model, Mapping[str, OutputSpec]] = {
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PROBABILITIES = frozenset({"Sigmoid", "Softmax"})
+_ROUNDINGS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _HALF_OPS = (
     _PRODUCTS
     | _PROBABILITIES
+    | _ROUNDINGS
     | {"Relu", "LeakyRelu", "PRelu", "Elu", "Tanh", "HardSigmoid", "HardSwish", "Clip"}
     | {"Add", "Sub", "Mul", "Div"}
     | {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "Resize", "Pad"}
@@ -54,7 +56,7 @@ _HALF_OPS = (
 )
 """What a network may consist of, besides BatchNormalization, which becomes two of these.
 
-Others (a quantisation, an exponential) need a decision first.
+Others (an exponential, a sort) need a decision first.
 """
 
 
@@ -92,7 +94,8 @@ def half_graph(graph: bytes, model: Model, *, probabilities: bool = False) -> by
 def _network(source: FloatGraph) -> list[Any]:
     """The nodes that are to compute in float16; none where there is no convolution or matrix product."""
     products = [node for node in source.nodes if node.op_type in _PRODUCTS]
-    after = behind(source.nodes, products)
+    # An int8 graph's kernels, and what its first convolution reads, are rounded before any product.
+    after = behind(source.nodes, [node for node in source.nodes if node.op_type in _PRODUCTS | _ROUNDINGS])
     before = given(needed(source.nodes, taken(products)))
     ends = [node for node in source.nodes if node.op_type in _PROBABILITIES]
     head = behind(source.nodes, [node for node in ends if node.output[0] in after - before])

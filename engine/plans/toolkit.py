@@ -14,6 +14,8 @@ from engine.plans.sidecar import TITLES
 from engine.plans.sidecar import Flavour as Flavour
 from engine.runners.base import first_line
 
+OLDEST_CAPABILITY: Final = (7, 5)
+"""Of a GPU that TensorRT knows: Turing, since 10.5."""
 _TURING = "7.5"
 
 

@@ -15,7 +15,7 @@ from engine.bundle import Model
 SIDE = 256
 INPUT = "images"
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Images = npt.NDArray[np.uint8]
 Outputs = dict[str, npt.NDArray[Any]]
 

@@ -5,87 +5,52 @@ name need not be valid text.
 """
 
 # pathlib refuses names that are bytes.
-# ruff: noqa: PTH112, PTH114, PTH116, PTH119, PTH120, PTH122
+# ruff: noqa: PTH112, PTH114, PTH116, PTH119
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from engine.errors import Failure, UsageError
+from engine.sources import endings
+from engine.sources.channels import Patterns
+from engine.sources.dicom import NoSliceError
+from engine.sources.entries import Entry, SourceFile, Unlisted, safe_text
 from engine.sources.files import NOT_A_FILE, io_failure
-from engine.text import FORMULA_STARTS, shown
+from engine.sources.folders import Listing, kind_of, list_folder, natural_key
+from engine.sources.patients import Patients
+from engine.sources.series import is_dicom, nifti_slices, single, sort_series
 
-ENDINGS = (b".tif", b".tiff", b".png", b".jpg", b".jpeg", b".webp")
+__all__ = ["ENDINGS", "Discovery", "SourceFile", "Unlisted", "natural_key"]
+
+ENDINGS = endings.PICTURES
+"""Of files that are a slice by themselves."""
 
 # Folders below masks/ that stand for what a listed path says; a folder of such a name has an underscore more.
 _UP, _ROOT, _HERE = b"_up", b"_root", b"_here"
 _STANDS_FOR = re.compile(rb"_+(up|root|here)")
-_DIGITS = re.compile(rb"[0-9]+")
-_NUMBER = b"0"
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file to score.
-
-    `path` is what open() takes; `image_path` the INPUT as typed plus the path below it, as text that is safe
-    in a table; `volume` its folder; `mask_stem` where its masks go below masks/, without the ending; `order`
-    sorts (as bytes) in the order of discovery and is unique within a run; `size` is in bytes.
-    """
-
-    path: bytes
-    image_path: str
-    volume: str
-    mask_stem: bytes
-    order: bytes
-    size: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unlisted:
-    """A folder or a file that could not be looked at, or is not what its name says."""
-
-    image_path: str
-    order: bytes
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A path on its way: as it is opened, as it is shown, where its masks go, where it sorts."""
-
-    path: bytes
-    shown: bytes
-    stem: bytes
-    order: bytes
-    named: bool
-
-    def below(self, keyed_name: tuple[bytes, bytes]) -> _Entry:
-        key, name = keyed_name
-        join = os.path.join
-        return _Entry(
-            join(self.path, name),
-            join(self.shown, name),
-            join(self.stem, name),
-            self.order + key,
-            named=False,
-        )
+Found = Entry | SourceFile | Unlisted
 
 
 class Discovery:
     """Iterates over the slices below `inputs`, or below the paths in `files_from`, depth first.
 
-    Files and folders of one folder are sorted together, numbers in names by value. In folders, files with
-    another ending than .tif .tiff .png .jpg .jpeg .webp and everything hidden (a leading dot) are skipped and
-    counted in `skipped_other`; files named *_mask.* are skipped and counted in `skipped_masks`. A file that
-    is named directly is always taken. Links are followed; a loop of them is reported once, as an Unlisted.
-    A file that is reached through two INPUTs is scored twice, with a row for each name.
+    Files and folders of one folder are sorted together, numbers in names by value; its DICOM files come
+    first, sorted into series. In folders, files that are no picture (.tif .tiff .png .jpg .jpeg .webp), NIfTI
+    (.nii .nii.gz) or DICOM file (.dcm .dicom .ima, or without an ending), DICOMDIRs and everything hidden (a
+    leading dot) are skipped and counted in `skipped_other`; files named *_mask.* are skipped and counted in
+    `skipped_masks`. A file that is named directly is always taken. Links are followed; a loop of them is
+    reported once, as an Unlisted. A file that is reached through two INPUTs is scored twice, with a row for
+    each name.
+
+    With `channels` the sequences of a patient in NIfTI or DICOM become the channels of one another's slices
+    (see patients.py), and other sequences are skipped and counted.
 
     Masks of one INPUT folder mirror what is below it; of several, each INPUT has its own folder, named after
     it and numbered where names repeat. Listed paths are mirrored whole, without a leading / and with ..
@@ -99,7 +64,13 @@ class Discovery:
     it. The same is raised while iterating where a listed path or a link leads into the output.
     """
 
-    def __init__(self, inputs: Sequence[str], files_from: Iterable[bytes] | None, out: Path | None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        files_from: Iterable[bytes] | None,
+        out: Path | None,
+        channels: Patterns | None = None,
+    ) -> None:
         if not inputs and files_from is None:
             raise UsageError("nothing to score: name a folder, files, or --files-from LIST")
         if inputs and files_from is not None:
@@ -108,6 +79,10 @@ class Discovery:
         self._files_from = files_from
         self._inputs = [_typed(text) for text in inputs]
         self._refuse_bad_inputs()
+        if channels is not None and not all(map(os.path.isdir, self._inputs or (b"",))):
+            raise UsageError("--channels combines the files of folders: give those, not files or a list")
+        self._patients = None if channels is None else Patients(channels)
+        self._looks_inside = True
         self.skipped_masks = 0
         self.skipped_other = 0
 
@@ -117,10 +92,18 @@ class Discovery:
         for entry in self._input_entries() if self._files_from is None else self._list_entries():
             yield from self._walk(entry)
 
+    def roughly(self) -> Iterator[SourceFile | Unlisted]:
+        """As many as there are, or nearly, and quickly: each volume of one file and each DICOM file once."""
+        self._looks_inside = self._patients is not None
+        try:
+            yield from self
+        finally:
+            self._looks_inside = True
+
     def _refuse_bad_inputs(self) -> None:
         seen: set[bytes] = set()
         for typed in self._inputs:
-            shown = _text(typed)
+            shown = safe_text(typed)
             if typed in seen:
                 raise UsageError(f"INPUT {shown!r} is given twice: give it once")
             seen.add(typed)
@@ -141,14 +124,15 @@ class Discovery:
         if _contains(place, out):
             where = "is" if place == out else "lies inside"
             raise UsageError(
-                f"the output {_text(out)!r} {where} the input {_text(path)!r}: choose another --out"
+                f"the output {safe_text(out)!r} {where} the input {safe_text(path)!r}: choose another --out"
             )
         if _contains(out, place):
             raise UsageError(
-                f"the input {_text(path)!r} lies inside the output {_text(out)!r}: choose another --out"
+                f"the input {safe_text(path)!r} lies inside the output {safe_text(out)!r}: "
+                "choose another --out"
             )
 
-    def _input_entries(self) -> Iterator[_Entry]:
+    def _input_entries(self) -> Iterator[Entry]:
         alone = len(self._inputs) == 1
         used: set[bytes] = set()
         for position, typed in enumerate(self._inputs):
@@ -156,9 +140,9 @@ class Discovery:
             if name in (b"", b".", b".."):
                 name = os.path.basename(os.path.realpath(typed)) or b"root"
             stem = b"" if alone and os.path.isdir(typed) else _unused(name, used)
-            yield _Entry(typed, typed, stem, position.to_bytes(8, "big"), named=True)
+            yield Entry(typed, typed, stem, position.to_bytes(8, "big"), named=True)
 
-    def _list_entries(self) -> Iterator[_Entry]:
+    def _list_entries(self) -> Iterator[Entry]:
         first_is_absolute: bool | None = None
         for position, line in enumerate(self._files_from or ()):
             listed = line.rstrip(b"/") or line[:1]
@@ -168,11 +152,11 @@ class Discovery:
             parts = [_mirrored(part) for part in listed.split(b"/") if part not in (b"", b".")]
             if absolute != first_is_absolute:
                 parts.insert(0, _ROOT if absolute else _HERE)
-            yield _Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
+            yield Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
 
-    def _walk(self, root: _Entry) -> Iterator[SourceFile | Unlisted]:
+    def _walk(self, root: Entry) -> Iterator[SourceFile | Unlisted]:
         # One level a folder that is open: what is left of it, and its identity.
-        waiting: list[Iterator[_Entry]] = [iter((root,))]
+        waiting: list[Iterator[Found]] = [iter((root,))]
         identities: list[tuple[int, int]] = []
         while waiting:
             entry = next(waiting[-1], None)
@@ -180,6 +164,9 @@ class Discovery:
                 waiting.pop()
                 if identities:
                     identities.pop()
+                continue
+            if not isinstance(entry, Entry):
+                yield entry
                 continue
             try:
                 status = os.stat(entry.path)
@@ -191,94 +178,66 @@ class Discovery:
                     continue
                 identity = (status.st_dev, status.st_ino)
                 if identity in identities:
-                    yield _unlisted(
-                        entry, Failure("discover", "link_loop", "a link to a folder that holds it")
-                    )
+                    yield entry.refused(Failure("discover", "link_loop", "a link to a folder that holds it"))
                     continue
-                names = self._list(entry.path)
+                listing = list_folder(entry.path)
             except OSError as error:
-                yield _unlisted(entry, io_failure("discover", error))
+                yield entry.refused(io_failure("discover", error))
                 continue
             except ValueError:
-                yield _unlisted(entry, Failure("discover", "bad_name", "not a path: it holds a zero byte"))
+                yield entry.refused(Failure("discover", "bad_name", "not a path: it holds a zero byte"))
                 continue
-            waiting.append(map(entry.below, names))
+            waiting.append(self._contents(entry, listing))
             identities.append(identity)
 
-    def _list(self, folder: bytes) -> list[tuple[bytes, bytes]]:
-        with os.scandir(folder) as entries:
-            return sorted((natural_key(each.name), each.name) for each in entries if self._is_wanted(each))
+    def _contents(self, folder: Entry, listing: Listing) -> Iterator[Found]:
+        """What a folder holds, in order: slices of its DICOM series, then what is yet to be looked at."""
+        self.skipped_masks += listing.masks
+        self.skipped_other += listing.others
+        if self._patients is not None:
+            contents = self._patients.contents(folder, listing)
+            self.skipped_other += contents.passed_over
+            yield from heapq.merge(contents.found, folder.below(contents.names), key=_order_of)
+        elif self._looks_inside:
+            series, refused, passed_over = sort_series(folder.order, folder.below(listing.dicoms))
+            self.skipped_other += passed_over
+            yield from chain.from_iterable(each.by_itself() for each in series)
+            yield from refused
+            yield from folder.below(listing.names)
+        else:
+            yield from folder.below(chain(listing.dicoms, listing.names))
 
-    def _is_wanted(self, entry: os.DirEntry[bytes]) -> bool:
-        if entry.name.startswith(b"."):
-            self.skipped_other += 1
-            return False
-        # Only following a link tells what it is, and that is done when its turn has come.
-        return entry.is_symlink() or entry.is_dir(follow_symlinks=False) or self._is_slice(entry.name)
-
-    def _is_slice(self, name: bytes) -> bool:
-        stem, ending = os.path.splitext(name.lower())
-        if ending not in ENDINGS:
-            self.skipped_other += 1
-            return False
-        if stem.endswith(b"_mask"):
-            self.skipped_masks += 1
-            return False
-        return True
-
-    def _file(self, entry: _Entry, status: os.stat_result) -> Iterator[SourceFile | Unlisted]:
+    def _file(self, entry: Entry, status: os.stat_result) -> Iterator[SourceFile | Unlisted]:
+        kind = kind_of(entry.path)
         # Names were judged when the folder was listed, those of links could not be.
-        if not entry.named and not self._is_slice(os.path.basename(entry.path)):
-            return
-        if not stat.S_ISREG(status.st_mode):
-            yield _unlisted(entry, Failure("discover", "not_a_file", NOT_A_FILE))
-            return
-        image_path = _text(entry.shown)
-        folder = os.path.dirname(image_path) or "."
-        yield SourceFile(
-            path=entry.path,
-            image_path=image_path,
-            volume=folder,
-            mask_stem=entry.stem,
-            order=entry.order,
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
-        )
+        if not entry.named and kind in ("mask", "other", "perhaps"):
+            self.skipped_masks += kind == "mask"
+            self.skipped_other += kind != "mask"
+        elif not stat.S_ISREG(status.st_mode):
+            yield entry.refused(Failure("discover", "not_a_file", NOT_A_FILE))
+        elif kind == "picture" or not self._looks_inside:
+            yield entry.file(status)
+        elif kind == "nifti":
+            yield from nifti_slices(entry, status)
+        elif kind == "dicom" or is_dicom(entry.path):
+            yield from self._dicom(entry)
+        else:
+            yield entry.file(status)
+
+    def _dicom(self, entry: Entry) -> Iterator[SourceFile | Unlisted]:
+        try:
+            yield from single(entry)
+        except NoSliceError:
+            self.skipped_other += 1
 
 
-def natural_key(name: bytes) -> bytes:
-    """Return a key of one path component; keys compare (as bytes) as their names do, numbers by value.
-
-    Keys of a path's components can be joined: each ends before it can run into the next. A digit run becomes
-    "0", the length of its value and the value, so that it sorts where digits do. Leading zeros come last, and
-    only tell apart what is equal without them.
-    """
-    zeros: list[bytes] = []
-
-    def number(match: re.Match[bytes]) -> bytes:
-        digits = match.group()
-        value = digits.lstrip(b"0")
-        zeros.append(_length(len(digits) - len(value)))
-        return _NUMBER + _length(len(value)) + value
-
-    text = _DIGITS.sub(number, name)
-    return text + b"\0" + b"".join(zeros)
-
-
-def _length(value: int) -> bytes:
-    full, rest = divmod(value, 255)
-    return b"\xff" * full + bytes((rest,))
+def _order_of(found: Found) -> bytes:
+    return found.order
 
 
 def _typed(text: str) -> bytes:
     raw = os.fsencode(text)
     return raw.rstrip(b"/") or raw[:1]
-
-
-def _text(path: bytes) -> str:
-    """Return `path` as text that opens where it can, and that no spreadsheet takes for a formula."""
-    text = shown(path)
-    return f"./{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def _mirrored(part: bytes) -> bytes:
@@ -298,7 +257,3 @@ def _unused(name: bytes, used: set[bytes]) -> bytes:
         candidate = b"%s_%d" % (name, number)
     used.add(candidate)
     return candidate
-
-
-def _unlisted(entry: _Entry, failure: Failure) -> Unlisted:
-    return Unlisted(_text(entry.shown), entry.order, failure)

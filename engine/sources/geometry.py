@@ -32,7 +32,11 @@ def fit(image: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
     """Write `image` [h,w,3] into `out` [256,256,3], scaled with its aspect kept and padded with 0.
 
     A slice that has the size of `out` is copied as it is. Shrinking averages areas, growing is bilinear.
+    Raises ValueError for an image of other channels or numbers.
     """
+    if image.ndim != 3 or image.shape[2] != out.shape[2] or image.dtype != out.dtype:
+        # OpenCV would take other memory for its result then, and leave in `out` what was there.
+        raise ValueError(f"{image.dtype} {image.shape} is no RGB image of 8 bits")
     size = out.shape[0]
     if image.shape == out.shape:
         np.copyto(out, image)

@@ -15,6 +15,10 @@ from engine.errors import Failure, SliceError
 
 MAX_PIXELS = 2**26
 MAX_SIDE = 32_768
+MAX_BYTES = 2**29
+"""Of the pixels of one image, as its file has them: what is decoded lies in memory, and is windowed there."""
+MAX_SCANS = 100
+"""Of a JPEG: a progressive one has about ten, and each costs a decoder as much as a whole image."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -62,6 +66,12 @@ def check_size(height: int, width: int) -> None:
         raise refused("too_large", f"{width}x{height} pixels: {limits}")
 
 
+def check_bytes(size: int, most: int = MAX_BYTES) -> None:
+    """Raise SliceError (`too_large`) for pixels, or a part of them, that fill more than `most` bytes."""
+    if size > most:
+        raise refused("too_large", f"{size:,} bytes of pixels at a time: at most {most:,} are read")
+
+
 def read_png_header(data: bytes) -> Header:
     """Walk the chunks of a PNG up to IEND."""
     if len(data) < 33:
@@ -84,6 +94,7 @@ def read_png_header(data: bytes) -> Header:
 def read_jpeg_header(data: bytes) -> Header:
     """Walk the segments of a JPEG up to its own end marker (a thumbnail inside a segment has another)."""
     header: Header | None = None
+    scans = 0
     position = 2
     while position + 2 <= len(data):
         if data[position] != 0xFF:
@@ -105,6 +116,11 @@ def read_jpeg_header(data: bytes) -> Header:
             header = Header(height, width, grey=channels == 1)
         position += 2 + length
         if marker == _JPEG_SCAN:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise refused(
+                    "decode", f"more than {MAX_SCANS} scans: the file is damaged, or built to be slow"
+                )
             following = _JPEG_MARKER.search(data, position)
             if following is None:
                 raise truncated()

@@ -25,11 +25,7 @@ from engine.sources.headers import (
     truncated,
 )
 from engine.sources.tiff import TIFF_SIGNATURES, read_tiff
-
-WINDOW_PERCENTILES = (0.5, 99.5)
-
-# Floats beyond this would overflow while they are windowed.
-_LARGEST = 1e300
+from engine.sources.windows import window
 
 
 def decode_slice(data: bytes, out: npt.NDArray[np.uint8]) -> tuple[int, int]:
@@ -45,25 +41,6 @@ def decode_slice(data: bytes, out: npt.NDArray[np.uint8]) -> tuple[int, int]:
     height, width = image.shape[:2]
     fit(image if image.ndim == 3 else np.repeat(image[:, :, np.newaxis], 3, axis=2), out)
     return height, width
-
-
-def window(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Map an image of any real type to 0..255 by the 0.5 and 99.5 percentiles of its non-zero finite values.
-
-    One window serves all channels. NaN counts as 0, infinities are clipped. Where both percentiles are one
-    value (a constant slice, a two-valued one), what reaches it becomes 255.
-    """
-    values = np.clip(image.astype(np.float64), -_LARGEST, _LARGEST)
-    values[np.isnan(values)] = 0.0
-    counted = values[(values != 0.0) & (np.abs(values) < _LARGEST)]
-    if counted.size == 0:
-        return np.zeros(image.shape, np.uint8)
-    low, high = np.percentile(counted, WINDOW_PERCENTILES)
-    if low == high:
-        return np.where(values >= high, 255, 0).astype(np.uint8)
-    # Clipped before it is scaled: a value far outside the window would overflow.
-    inside: npt.NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low)
-    return np.rint(inside * 255.0).astype(np.uint8)
 
 
 def _decode(data: bytes) -> npt.NDArray[Any]:

@@ -17,7 +17,7 @@ from tests.faults.scene import FINISHED, Base, Left, Scene
 
 IDLE_SHARE = 0.25
 """Of the cases in which the finished run is called once more."""
-OUTPUTS = {"results.csv", "errors.csv", "run.json", "run.sqlite", "masks"}
+OUTPUTS = {"results.csv", "errors.csv", "volumes.csv", "run.json", "run.sqlite", "masks"}
 
 Verdict = Literal["held", "failed", "skipped"]
 
@@ -122,9 +122,11 @@ def _expect_whole_records(out: Path, left: Left) -> None:
     """The ledger is sound and run.json tells of the same slices as the table."""
     slices = len(left.results.splitlines()) - 1
     with closing(sqlite3.connect(f"file:{out / 'run.sqlite'}?mode=ro", uri=True)) as ledger:
-        assert ledger.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert ledger.execute("SELECT count(*) FROM slices").fetchone() == (slices,)
+        assert ledger.execute("PRAGMA integrity_check").fetchall() == [("ok",)], "the ledger is damaged"
+        rows = ledger.execute("SELECT count(*) FROM slices").fetchone()[0]
+    assert rows == slices, f"{rows} rows in the ledger, {slices} in the table"
     report = json.loads((out / "run.json").read_text())
     assert report["finished"], "run.json says the run is not finished"
-    assert report["counts"]["slices"] == slices
-    assert report["counts"]["has_mask"] == len(left.files)
+    told = (report["counts"]["slices"], report["counts"]["has_mask"])
+    found = (slices, sum(name.startswith("masks/") for name in left.files))
+    assert told == found, f"run.json tells of {told} slices and masks, {found} are there"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.badfiles import png, tiff
+from tests.processes import about, session
 from tests.runs import command, environment, files_below, write_slices
 from tests.tinybundle import make_tiny_bundle
 
@@ -28,7 +29,7 @@ _POLL_S = 0.004
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a run left for its user: both tables, and every mask by its path."""
+    """What a run left for its user: both tables of slices, and every other file by its path."""
 
     results: bytes
     errors: bytes
@@ -36,7 +37,8 @@ class Left:
 
     @classmethod
     def of(cls, out: Path) -> Left:
-        return cls((out / "results.csv").read_bytes(), (out / "errors.csv").read_bytes(), files_below(out))
+        files = {**files_below(out), "volumes.csv": (out / "volumes.csv").read_bytes()}
+        return cls((out / "results.csv").read_bytes(), (out / "errors.csv").read_bytes(), files)
 
     def difference(self, other: Left) -> str:
         """One line that says where `other` is not the same; "" where nothing is."""
@@ -92,7 +94,7 @@ class Run:
 
     def workers(self) -> list[int]:
         """The decode processes that are up (they have mapped the ring), in the order of their start."""
-        return sorted(pid for pid in _session(self.process.pid) if b"tumorscan-ring" in _about(pid, "maps"))
+        return sorted(pid for pid in session(self.process.pid) if b"tumorscan-ring" in about(pid, "maps"))
 
     def masks(self) -> int:
         return sum(1 for _ in (self.out / "masks").glob("*/*_mask.png"))
@@ -113,7 +115,7 @@ class Run:
     def _expect_no_orphans(self) -> None:
         """Decode processes die with the run, however it died."""
         until = time.monotonic() + 10
-        while left := [pid for pid in _session(self.process.pid) if _about(pid, "cmdline")]:
+        while left := [pid for pid in session(self.process.pid) if about(pid, "cmdline")]:
             if time.monotonic() > until:
                 for pid in left:
                     with suppress(ProcessLookupError):
@@ -215,23 +217,3 @@ class Scene:
         assert "Traceback" not in said, said[-900:]
         assert not says or status == FINISHED or says in said, f"does not say {says!r}: {said[-600:]}"
         return status
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session but its leader, zombies left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != leader:
-            with suppress(OSError):
-                state, _parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == leader and state not in "ZX":
-                    found.append(int(entry.name))
-    return found
-
-
-def _about(pid: int, what: str) -> bytes:
-    """A file of the process below /proc; nothing where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/{what}").read_bytes()
-    except OSError:
-        return b""

@@ -81,7 +81,7 @@ def test_no_text_makes_a_cell_a_formula(
     ]
     with Ledger.open(folder / "run.sqlite", {}, fresh=False) as ledger:
         ledger.commit(rows)
-        write_tables(ledger, folder)
+        write_tables(ledger.rows(), folder)
     for name, count in (("results.csv", 4), ("errors.csv", 3)):
         with (folder / name).open(newline="", encoding="utf-8") as file:
             cells = list(csv.reader(file))

@@ -20,7 +20,8 @@ from engine.bundle import Bundle, Model
 from engine.cascade import Cascade, OperatingPoint
 from engine.driver import probe_driver
 from engine.errors import MachineError, UsageError
-from engine.gpu.host import HostRunner, open_cuda, open_plans, primary_context
+from engine.gpu.device import Device, open_device
+from engine.gpu.host import HostRunner
 from engine.parity import FP16_LIMITS
 from engine.plans.cache import CachedPlan, PlanCache
 from engine.plans.half import half_graph
@@ -30,7 +31,7 @@ from engine.runners.base import Images
 from engine.runners.cuda import CudaModel
 from engine.runners.device import DeviceModel
 from engine.runners.tensorrt import TensorRtModel
-from engine.trial import Block, open_cascade, trial
+from engine.trial import Block, open_cascade, open_cuda, open_plans, trial
 from trainer.phantoms import write_phantoms
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(3600)]
@@ -127,14 +128,14 @@ def runtime(
     return KINDS[request.param](bundle, tmp_path_factory.mktemp("cache") / "plans")
 
 
-Opened = tuple[DeviceModel, Any]
+Opened = tuple[DeviceModel, Device]
 
 
 @pytest.fixture(params=MODELS)
 def opened(request: pytest.FixtureRequest, runtime: Provider | Plans) -> Iterator[Opened]:
-    """A model, and the context that it is loaded in, current here."""
-    with primary_context(0) as context, runtime.load(request.param) as model:
-        yield model, context
+    """A model, and the GPU that it is loaded on, its context current here."""
+    with open_device(0) as device, runtime.load(request.param) as model:
+        yield model, device
 
 
 def test_the_cascade_is_within_the_parity_gate(
@@ -151,17 +152,17 @@ def test_the_cascade_is_within_the_parity_gate(
 
 @pytest.mark.parametrize("n", [0, 1, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH + 3])
 def test_tails_give_the_bits_that_full_batches_give(opened: Opened, images: Images, n: int) -> None:
-    model, context = opened
-    with HostRunner(model, BATCH, context) as runner:
+    model, device = opened
+    with HostRunner(model, BATCH, device) as runner:
         whole, tail = runner.infer(images), runner.infer(images[:n])
     for name, array in tail.items():
         np.testing.assert_array_equal(array, whole[name][:n])
 
 
 def test_a_slice_gives_the_same_bits_wherever_it_stands(opened: Opened, images: Images) -> None:
-    model, context = opened
+    model, device = opened
     order = np.random.default_rng(5).permutation(len(images))
-    with HostRunner(model, BATCH, context) as runner:
+    with HostRunner(model, BATCH, device) as runner:
         whole, mixed = runner.infer(images), runner.infer(images[order])
     for name, array in mixed.items():
         np.testing.assert_array_equal(array, whole[name][order])
@@ -227,8 +228,8 @@ def test_streams_that_run_at_once_give_what_each_gives_alone(opened: Opened, ima
 def test_addresses_may_change_from_one_execution_to_the_next(opened: Opened, images: Images) -> None:
     import pycuda.driver as cuda
 
-    model, context = opened
-    with ExitStack() as stack, HostRunner(model, BATCH, context) as runner:
+    model, device = opened
+    with ExitStack() as stack, HostRunner(model, BATCH, device) as runner:
         lane = Lane(model, stack)
         due = runner.infer(images[: 2 * BATCH])
         for turn, start in enumerate((0, BATCH, 0, BATCH)):
@@ -258,9 +259,9 @@ def test_what_is_closed_gives_its_memory_back(runtime: Provider | Plans) -> None
     import pycuda.driver as cuda
 
     free = []
-    with primary_context(0) as context:
+    with open_device(0) as device:
         for _ in range(4):
-            with runtime.load("segmenter") as model, HostRunner(model, BATCH, context):
+            with runtime.load("segmenter") as model, HostRunner(model, BATCH, device):
                 pass
             del model
             gc.collect()
@@ -283,8 +284,8 @@ def test_plans_are_proven_on_the_gpu_they_were_built_for(
 def test_kernels_of_tensorrt_rtx_are_compiled_once(runtime: Provider | Plans, images: Images) -> None:
     if not isinstance(runtime, Plans) or runtime.plans["segmenter"].record.flavour != "tensorrt-rtx":
         pytest.skip("only TensorRT-RTX compiles where it runs")
-    with primary_context(0) as context:
+    with open_device(0) as device:
         for _ in range(2):
-            with runtime.load("segmenter") as model, HostRunner(model, BATCH, context) as runner:
+            with runtime.load("segmenter") as model, HostRunner(model, BATCH, device) as runner:
                 runner.infer(images[:BATCH])
     assert runtime.cache.runtime_cache(runtime.plans["segmenter"], probe_driver().gpus[0])

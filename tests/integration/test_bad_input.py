@@ -74,9 +74,10 @@ def test_each_bad_file_has_its_row_and_every_other_is_scored(work: Path, bundle:
     expected = {"data/" + kind.name.decode("utf-8", "backslashreplace"): kind.code for kind in kinds} | {
         f"data/good/p{number % 4}/s_{number}.tif": None for number in range(6)
     }
+    expected["data/two_pages.tif"] = None  # a slice a page
     rows = table(Path("results"))
     found = dict(zip(rows["image_path"], rows["status"], strict=True))
-    assert len(rows) == len(found)
+    assert len(rows) == len(found) + 1
     assert found == {path: "quarantined" if code else "ok" for path, code in expected.items()}
     assert {path: code for path, (_, code) in errors().items()} == {p: c for p, c in expected.items() if c}
     ok = rows[rows["status"] == "ok"]

@@ -49,7 +49,7 @@ class Undisturbed:
         assert results(self.folder / out) == self.results
         assert files_below(self.folder / out) == self.files
         left = {path.name for path in (self.folder / out).iterdir()}
-        assert left == {"results.csv", "errors.csv", "run.json", "run.sqlite", "masks"}
+        assert left == {"results.csv", "errors.csv", "volumes.csv", "run.json", "run.sqlite", "masks"}
 
 
 def undisturbed(folder: Path, slices: int) -> Undisturbed:

@@ -539,6 +539,15 @@ def test_the_command_is_silent_when_asked(data: Path, bundle: Path) -> None:
     assert len(table(Path("results"))) == SLICES
 
 
+def test_run_json_tells_of_the_tables_slices_when_a_bad_file_was_taken_away(data: Path, bundle: Path) -> None:
+    Path("data/p0/broken.png").write_bytes(b"")
+    assert run(bundle, data).counts.quarantined == 1
+    Path("data/p0/broken.png").unlink()
+    assert run(bundle, data).nothing_new
+    counted = json.loads(Path("out/run.json").read_text())["counts"]["slices"]
+    assert counted == len(table(Path("out"))) == SLICES
+
+
 def test_a_run_with_quarantine_exits_with_4(data: Path, bundle: Path) -> None:
     Path("data/p0/broken.png").write_bytes(b"")
     status, out, err = cli(bundle, "data")

@@ -85,7 +85,7 @@ def two_epochs_are_backed_up(run: Path) -> bool:
 
 
 def history(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "history.csv").drop(columns="seconds")
+    return pd.read_csv(run / "history.csv").drop(columns=["seconds", "cpu_seconds"])
 
 
 def arrays(path: Path) -> dict[str, npt.NDArray[np.float64]]:
@@ -151,6 +151,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(work: Path) -> None:
     metrics = json.loads((work / "killed" / "metrics.json").read_text())
     assert metrics["validation"]["loss"] == pytest.approx(undisturbed["val_loss"].min(), rel=1e-3)
     assert metrics["epochs"] == EPOCHS
+    assert metrics["steps"] % EPOCHS == 0
 
 
 def test_a_training_that_was_killed_before_the_backup_of_an_epoch_runs_that_epoch_again(work: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_training_may_keep_nobody_back_and_look_at_a_few_slices_only(tmp_path:
         precision="float32",
     )
     metrics = fit.train(request)
-    assert set(metrics) == {"validation", "epochs"}
+    assert set(metrics) == {"validation", "epochs", "steps"}
     assert metrics["validation"]["slices"] == 3
     split = Split.load(request.run / "split.json")
     assert (len(split.train), len(split.validation), split.test) == (21, 5, ())

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.bundle import Bundle, Metric, Normalisation, Operating, Training, record_parity, write_manifest
+from engine.bundle import (
+    Bundle,
+    Metric,
+    Normalisation,
+    Operating,
+    Training,
+    record_parity,
+    with_graph,
+    without_graph,
+    write_manifest,
+)
 from engine.errors import UsageError
 from tests.tinybundle import make_tiny_bundle
 
@@ -191,6 +201,29 @@ def test_recorded_parity_is_kept_beside_what_was_recorded_before(folder: Path) -
     }
     assert twice.manifest.model_copy(update={"parity": {}}) == before.manifest
     assert twice.sha256 != before.sha256
+
+
+def test_a_graph_of_another_precision_joins_the_others(folder: Path) -> None:
+    before = Bundle.load(folder)
+    bundle = with_graph(before, "segmenter", "int8", b"a graph")
+    assert bundle.graph("segmenter", "int8").read_bytes() == b"a graph"
+    assert bundle.graph("segmenter", "int8").name == "segmenter_int8.onnx"
+    assert bundle.graph("segmenter") == before.graph("segmenter")
+    assert Bundle.load(folder) == bundle
+
+
+def test_a_graph_that_is_replaced_or_taken_out_takes_its_parity_along(folder: Path) -> None:
+    before = Bundle.load(folder)
+    bundle = with_graph(with_graph(before, "classifier", "int8", b"one"), "segmenter", "int8", b"two")
+    for key in ("openvino:bf16", "openvino:int8", "openvino:int8+bf16"):
+        bundle = record_parity(bundle, key, {"holds": True})
+    replaced = with_graph(bundle, "segmenter", "int8", b"three")
+    assert set(replaced.manifest.parity) == {"openvino:bf16"}
+    assert replaced.graph("segmenter", "int8").read_bytes() == b"three"
+    bare = without_graph(without_graph(replaced, "segmenter", "int8"), "classifier", "int8")
+    assert bare.manifest.models == before.manifest.models
+    assert {path.name for path in folder.iterdir()} == {path.name for path in before.folder.iterdir()}
+    assert without_graph(bare, "classifier", "int8") is bare
 
 
 def test_a_value_that_is_not_a_number_never_gets_into_a_manifest(folder: Path) -> None:

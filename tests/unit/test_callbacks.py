@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import cv2
@@ -275,7 +276,17 @@ def test_the_clock_logs_seconds_and_a_scheduled_learning_rate() -> None:
     schedule = keras.optimizers.schedules.CosineDecay(0.0, 8, warmup_target=0.1, warmup_steps=2)
     model.compile(keras.optimizers.Adam(schedule), "mse")
     x = np.zeros((6, 1))
+    begun = time.process_time()
     figures = model.fit(x, x, batch_size=3, epochs=5, verbose=0, callbacks=[Clock()]).history
     assert figures["learning_rate"][0] == pytest.approx(0.1)
     assert figures["learning_rate"][-1] == pytest.approx(0.0, abs=1e-6)
     assert all(0 <= seconds < 600 for seconds in figures["seconds"])
+    assert 0 < sum(figures["cpu_seconds"]) <= time.process_time() - begun + 0.05
+
+
+def test_a_history_begun_without_cpu_seconds_goes_on_without_them() -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.zeros((2, 1))
+    figures = model.fit(x, x, epochs=1, verbose=0, callbacks=[Clock(cpu=False)]).history
+    assert set(figures) == {"loss", "learning_rate", "seconds"}

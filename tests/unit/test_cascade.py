@@ -206,3 +206,19 @@ def test_both_runtimes_decide_alike(bundle: Bundle, cascade: Cascade) -> None:
     two = cascade.score(images, every(images))
     np.testing.assert_allclose(one.tumor_probability, two.tumor_probability, rtol=0, atol=1e-5)
     assert_same(replace(one, tumor_probability=two.tumor_probability), two)
+
+
+@pytest.mark.parametrize("mask_threshold", [None, 0.25])
+def test_probabilities_are_kept_of_the_slices_that_the_segmenter_saw(
+    bundle: Bundle, mask_threshold: float | None
+) -> None:
+    point = OperatingPoint.of(bundle, mask_threshold=mask_threshold, probabilities=True)
+    images = tiny_slices(4)
+    with (
+        open_runner("onnxruntime", bundle, "classifier", "fp32") as classifier,
+        open_runner("onnxruntime", bundle, "segmenter", "fp32", outputs=point.segmenter_outputs) as segmenter,
+    ):
+        scores = Cascade(classifier, segmenter, point).score(images, np.ones(4, bool))
+    assert sorted(scores.probabilities) == np.flatnonzero(scores.passed).tolist()
+    for position, mask in scores.masks.items():
+        np.testing.assert_array_equal(scores.probabilities[position] >= point.mask_step, mask)

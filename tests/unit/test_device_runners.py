@@ -21,6 +21,7 @@ onnx = pytest.importorskip("onnx", reason="needs the gpu extra")
 import onnxruntime as ort  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
+import engine.gpu.device  # noqa: E402
 import engine.runners.cuda  # noqa: E402
 import engine.runners.device  # noqa: E402
 import engine.runners.tensorrt  # noqa: E402
@@ -28,7 +29,8 @@ from engine.bundle import Bundle, Model  # noqa: E402
 from engine.cascade import OperatingPoint  # noqa: E402
 from engine.driver import Gpu, probe_driver  # noqa: E402
 from engine.errors import MachineError, UsageError  # noqa: E402
-from engine.gpu.host import HostRunner, open_cuda, open_plans, primary_context, pushed  # noqa: E402
+from engine.gpu.device import open_device  # noqa: E402
+from engine.gpu.host import HostRunner  # noqa: E402
 from engine.plans.cache import CachedPlan, PlanCache, PlanKey  # noqa: E402
 from engine.plans.sidecar import PlanRecord, Proof  # noqa: E402
 from engine.plans.toolkit import Toolkit, load_toolkit  # noqa: E402
@@ -37,6 +39,7 @@ from engine.runners.cuda import CudaModel, CudaRunner, host_copy  # noqa: E402
 from engine.runners.device import DeviceModel  # noqa: E402
 from engine.runners.half import unpack_masks  # noqa: E402
 from engine.runners.tensorrt import TensorRtModel  # noqa: E402
+from engine.trial import open_cuda, open_plans  # noqa: E402
 from tests.double import SCHEDULES, Double, bundle_graph, make_models, plan  # noqa: E402
 from tests.tinybundle import make_tiny_bundle, tiny_slices  # noqa: E402
 
@@ -111,7 +114,7 @@ def assert_same(found: Outputs, due: Outputs) -> None:
 @contextmanager
 def loaded(cache: PlanCache, each: CachedPlan) -> Iterator[TensorRtModel]:
     """A plan, in a context, by the `tensorrt` that is there."""
-    with primary_context(0), TensorRtModel(load_toolkit("tensorrt"), cache, each) as model:
+    with open_device(0), TensorRtModel(load_toolkit("tensorrt"), cache, each) as model:
         yield model
 
 
@@ -409,7 +412,7 @@ class RuntimeConfig:
 def rtx(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Toolkit, list[RuntimeConfig]]]:
     """The double's TensorRT with what TensorRT-RTX has besides; and the configurations that were made."""
     made: list[RuntimeConfig] = []
-    with Double(), primary_context(0), monkeypatch.context() as patch:
+    with Double(), open_device(0), monkeypatch.context() as patch:
         module = load_toolkit("tensorrt").module
         create = module.ICudaEngine.create_execution_context
 
@@ -567,7 +570,7 @@ def test_without_a_driver_no_object_of_tensorrt_is_made(
 @contextmanager
 def hosted(double: Double, bundle: Bundle, which: int = 1) -> Iterator[HostRunner]:
     model = make_models(double, bundle, BATCH)[which]
-    with primary_context(0) as context, model, HostRunner(model, BATCH, context) as runner:
+    with open_device(0) as device, model, HostRunner(model, BATCH, device) as runner:
         yield runner
 
 
@@ -612,14 +615,17 @@ def test_a_closed_host_runner_says_so(bundle: Bundle, images: Images) -> None:
     with Double() as double:
         with hosted(double, bundle) as runner:
             pass
-        with primary_context(0), pytest.raises(ValueError, match="closed runner"):
+        with open_device(0), pytest.raises(ValueError, match="closed runner"):
             runner.infer(images)
 
 
 def test_a_gpu_with_too_little_memory_is_said_with_the_batch(bundle: Bundle) -> None:
     with (
         Double(memory=1 << 20) as double,
-        pytest.raises(MachineError, match=r"no room for the segmenter at batches of 4 slices \(cuMemAlloc"),
+        pytest.raises(
+            MachineError,
+            match=r"no room for the segmenter at batches of 4 slices \(the GPU has too little memory \(",
+        ),
         hosted(double, bundle),
     ):
         pass
@@ -649,14 +655,14 @@ def test_whatever_fails_the_user_reads_one_line_and_nothing_leaks(bundle: Bundle
 
 
 def test_pycuda_that_is_missing_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.gpu.host, "visible_gpu", lambda device: GPU)
+    monkeypatch.setattr(engine.gpu.device, "visible_gpu", lambda device: GPU)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
     with (
         pytest.raises(
             MachineError, match=r"^pycuda cannot be loaded \(.*\): pip install 'tumorscan\[gpu\]'$"
         ),
-        primary_context(0),
+        open_device(0),
     ):
         pass
 
@@ -927,5 +933,5 @@ def test_a_context_is_popped_also_after_an_error() -> None:
 
 
 def fail_inside() -> None:
-    with primary_context(0) as context, pushed(context):
+    with open_device(0) as device, device.current():
         raise RuntimeError("inside")

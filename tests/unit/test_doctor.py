@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from engine.runners import BF16_FLAGS, cpu_flags
 from tests.fakecuda import build_libcuda
 from tests.runs import Ran, environment
 from tests.tinybundle import make_tiny_bundle
+from tests.unit.test_backend import machine as machine_with
 
 NAMES = [
     "driver", "tensorrt", "tensorrt-rtx", "pycuda", "decoding", "openvino", "onnxruntime", "system", "cpu",
@@ -140,7 +142,7 @@ def test_json_has_the_documented_keys(bundle: Bundle, tmp_path: Path, libcuda: s
     assert report.choice.why.endswith("the NVIDIA driver does not work")
 
 
-def test_gpus_are_listed_and_it_is_said_that_they_do_not_score_yet(
+def test_gpus_are_listed_and_it_is_said_why_they_are_left_idle(
     bundle: Bundle, tmp_path: Path, libcuda: str
 ) -> None:
     ran = doctor("--json", "--bundle", bundle.folder, cwd=tmp_path, LD_LIBRARY_PATH=libcuda)
@@ -151,8 +153,41 @@ def test_gpus_are_listed_and_it_is_said_that_they_do_not_score_yet(
     assert (second.status, second.facts["memory"]) == ("warn", 8 << 30)
     assert "need compute capability 7.5" in second.advice
     assert report.choice.backend == "openvino"
-    assert "NVIDIA H100 of ours, NVIDIA Quadro of old is left idle, as this version" in report.choice.why
+    idle = "NVIDIA H100 of ours, NVIDIA Quadro of old is left idle: "
+    if find_spec("pycuda") is None:
+        assert f"{idle}pycuda is not installed (pip install 'tumorscan[gpu]')" in report.choice.why
+    else:
+        assert idle in report.choice.why
     assert named(report, "plans").advice == "make them with tumorscan build"
+
+
+def test_what_score_would_use_a_gpu_with_is_told(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = {subject: ask(subject) for subject in ("decoding", "openvino")}
+    answers = {**machine_with(), **cpu}
+    monkeypatch.setattr("engine.doctor._ask_all", lambda limit: answers)
+    report = examine(bundle.folder, tmp_path / "plans")
+    assert report.choice.sentence == (
+        "score --backend auto would use tensorrt (fp16): because NVIDIA H100 is here; plans that are not "
+        "cached are built first, and unproven ones are proven on the run's own slices"
+    )
+    assert named(report, "gpu-0").value.endswith("80.0 GiB, 70.0 GiB free")
+    answers = {**machine_with(tensorrt=None), **cpu}
+    report = examine(bundle.folder, tmp_path / "plans")
+    assert report.choice.backend == "cuda"
+
+
+def test_a_gpu_that_takes_no_work_or_does_not_read_our_memory_is_a_finding() -> None:
+    used = [({"refused": "the GPU fails (exclusive)"}, "fail"), ({"free": 1 << 30, "registers": 801}, "warn")]
+    for said, status in used:
+        (_, found) = look_at_driver(WITH_GPU, Answer("ok", {"gpus": [said]}))
+        assert found.status == status
+    assert (
+        "takes no work: the GPU fails"
+        in look_at_driver(WITH_GPU, Answer("failed", {}, "the GPU fails"))[1].value
+    )
+    assert "CUDA error 801" in found.advice
 
 
 def test_a_tensorrt_that_crashes_its_process_is_a_finding_and_the_rest_is_told(

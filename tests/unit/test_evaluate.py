@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from engine.errors import MachineError, UsageError
 from trainer.dataset import Split
 from trainer.evaluate import Evaluation, evaluate
-from trainer.measure import KEPT
+from trainer.measure import KEPT, PATHS, tumour_kinds
 from trainer.metrics import Average, Bootstrap, Figure, overlaps, resampled_auc, resampled_precision
 from trainer.pictures import (
     choose_rows,
@@ -25,7 +25,7 @@ from trainer.pictures import (
     operating_picture,
     reliability_picture,
 )
-from trainer.tables import KINDS, terminal_table
+from trainer.tables import terminal_table
 
 SIDE = 10
 Pixels = tuple[int, int]  # a mask: the pixels from..to, counted along the lines
@@ -183,6 +183,34 @@ def test_without_a_known_gate_its_confusion_is_left_out(
     assert list(evaluation.measures.confusion) == ["has_mask"]
 
 
+def scored_with(results: Path, **point: object) -> Path:
+    content = json.loads((results / "run.json").read_text())
+    content["operating_point"] |= point
+    (results / "run.json").write_text(json.dumps(content))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        ({}, "none"),
+        ({"flips": "all"}, "all"),
+        ({"flips": "horizontal", "flip_classifier": True}, "horizontal, classifier too"),
+    ],
+)
+def test_the_flips_of_the_run_are_told(
+    data: Path, results: Path, point: dict[str, object], told: str
+) -> None:
+    assert evaluate(scored_with(results, **point), data).inputs["flips"] == told
+
+
+def test_ungated_results_of_other_flips_are_refused(tmp_path: Path, data: Path, results: Path) -> None:
+    ungated = scored_with(write_results(tmp_path / "free", str(data), gated=False), flips="horizontal")
+    with pytest.raises(UsageError, match=r"scored with --flips horizontal, .* with none: score both"):
+        evaluate(results, data, ungated=ungated)
+    assert evaluate(scored_with(results, flips="horizontal"), data, ungated=ungated).inputs["flips"]
+
+
 def test_what_the_gate_costs_is_told_by_ungated_results(tmp_path: Path, data: Path, results: Path) -> None:
     scored = SCORED | {f"{DU}/{DU}_1.tif": (0.1, (0, 30))}
     ungated = write_results(tmp_path / "ungated", str(data), scored, gated=False)
@@ -237,12 +265,12 @@ def test_tumour_slices_are_told_apart_by_what_makes_them_hard(tmp_path: Path) ->
         tmp_path / "out", str(data), {name: (0.9, (0, 20 if "_4" in name else 0)) for name in truth}
     )
     evaluation = evaluate(out, data)
-    dice = {kind: average(evaluation, kind, "dice") for kind in KINDS}
+    dice = {kind: average(evaluation, kind, "dice") for kind in tumour_kinds(evaluation.measures.slices)}
     assert {kind: metric.n for kind, metric in dice.items()} == {
-        "plain_slice": 2,
         "small_lesion": 0,
         "edge_slice": 2,
         "missing_sequence": 1,
+        "plain_slice": 2,
     }
     assert value(evaluation, "plain_slice", "missed") == 1 / 2
     assert value(evaluation, "edge_slice", "missed") == 1
@@ -474,7 +502,7 @@ def test_the_files_hold_what_was_found(tmp_path: Path, data: Path, results: Path
     assert [each["slices"] for each in content["reliability"]] == [0, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     volumes = pd.read_csv(tmp_path / "report" / "volumes.csv")
     assert volumes["patient_id"].tolist() == [CS, DU]
-    assert list(pd.read_csv(tmp_path / "report" / "slices.csv")) == KEPT
+    assert list(pd.read_csv(tmp_path / "report" / "slices.csv")) == [*KEPT, *PATHS]
     assert not (tmp_path / "report" / "operating.csv").exists()
 
 

@@ -490,3 +490,48 @@ def test_a_read_only_disk_is_said(small_disk: Path) -> None:
     with pytest.raises(MachineError, match=r"run\.lock: cannot be written \(Read-only file system\)"):
         Ledger.open(path, IDENTITY, fresh=False)
     assert stored_identity(path) == IDENTITY
+
+
+def test_rows_are_given_volume_by_volume_in_the_order_of_their_first_slices(ledger: Ledger) -> None:
+    # A folder's slices lie around those of its subfolders, and those of a list anywhere.
+    at = {b"a": "top", b"b": "top/z", b"c": "top/z", b"d": "top", b"e": "list", b"f": "top/z", b"g": "top"}
+    rows = {order: dataclasses.replace(scored(order), volume=volume) for order, volume in at.items()}
+    ledger.commit(list(rows.values()))
+    ledger.stack()
+    assert list(ledger.volumes(batch=1)) == ["top", "top/z", "list"]
+    assert list(ledger.rows_of("top", batch=2)) == [rows[b"a"], rows[b"d"], rows[b"g"]]
+    assert list(ledger.rows_of("top/z")) == [rows[b"b"], rows[b"c"], rows[b"f"]]
+    assert list(ledger.rows_of("nowhere")) == []
+
+
+def test_volumes_are_those_of_the_last_sorting(ledger: Ledger) -> None:
+    ledger.commit([scored(b"a")])
+    ledger.stack()
+    ledger.commit([dataclasses.replace(scored(b"b"), volume="later")])
+    assert list(ledger.volumes()) == ["data/patient"]
+    ledger.stack()
+    assert list(ledger.volumes()) == ["data/patient", "later"]
+
+
+def test_overruled_rows_are_given_instead_and_forgotten_with_the_ledger(path: Path) -> None:
+    rows = [scored(bytes([number])) for number in range(1, 8)]
+    other = dataclasses.replace(rows[3], has_mask=0, mask_path="")
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit(rows)
+        ledger.overrule([dataclasses.replace(other, mask_pixels=5)])
+        ledger.overrule([other])
+        assert list(ledger.rows(batch=2)) == [*rows[:3], other, *rows[4:]]
+        ledger.stack()
+        assert list(ledger.rows_of("data/patient")) == rows
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        assert list(ledger.rows()) == rows
+
+
+def test_a_ledger_of_an_earlier_format_is_refused_with_both_formats(path: Path) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(b"a")])
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(UsageError, match="has ledger format 2, this version reads 3: --fresh starts over"):
+        Ledger.open(path, IDENTITY, fresh=False)

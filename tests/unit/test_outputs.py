@@ -71,7 +71,7 @@ def failed(number: int, image_path: str, message: str) -> SliceRow:
 def tables_of(folder: Path, rows: list[SliceRow]) -> tuple[bytes, bytes]:
     with Ledger.open(folder / "run.sqlite", {}, fresh=True) as ledger:
         ledger.commit(rows)
-        write_tables(ledger, folder)
+        write_tables(ledger.rows(), folder)
     return (folder / "results.csv").read_bytes(), (folder / "errors.csv").read_bytes()
 
 
@@ -282,7 +282,7 @@ def test_the_order_of_commits_does_not_show_in_the_tables(tmp_path: Path) -> Non
         for start in range(0, len(rows), 23):
             ledger.commit(rows[start : start + 23])
         ledger.commit(rows[:40])
-        write_tables(ledger, tmp_path / "again")
+        write_tables(ledger.rows(), tmp_path / "again")
     assert (tmp_path / "again" / "results.csv").read_bytes() == expected[0]
     assert (tmp_path / "again" / "errors.csv").read_bytes() == expected[1]
 
@@ -314,7 +314,7 @@ def test_a_full_disk_leaves_the_old_tables(small_disk: Path, tmp_path: Path) -> 
     with Ledger.open(tmp_path / "run.sqlite", {}, fresh=False) as ledger:
         ledger.commit([ok(number, f"data/{'n' * 100}{number}.tif") for number in range(3_000)])
         with pytest.raises(MachineError, match="small: the disk is full"):
-            write_tables(ledger, small_disk)
+            write_tables(ledger.rows(), small_disk)
     assert (small_disk / "results.csv").read_text() == "old"
     assert [entry.name for entry in small_disk.iterdir()] == ["results.csv"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +20,9 @@ from engine.errors import Failure, UsageError
 from engine.ledger import Ledger, SliceRow
 from engine.pending import Pending
 from engine.sources.discovery import SourceFile, Unlisted
+from engine.sources.entries import numbered, pages_of
+from engine.sources.volumes import Volume
+from tests.volumes import tiff_pages
 
 
 def file(number: int, *, size: int = 100, mtime_ns: int = 5, name: str | None = None) -> SourceFile:
@@ -214,3 +220,65 @@ def test_whatever_the_page_each_file_is_given_once_though_rows_are_committed_bes
             given_files.append(entry.order[-1])
         assert given_files == sorted(files - (known - failed))
         assert [row.order[-1] for row in ledger.rows()] == sorted(files)
+
+
+def of_volume(
+    number: int, slices: int, *, source: Volume | None = None, size: int = 100, mtime_ns: int = 5
+) -> list[SourceFile]:
+    whole = source or Volume("recipe")
+    return numbered(file(number, size=size, mtime_ns=mtime_ns), slices, whole)
+
+
+def test_slices_of_a_volume_are_pending_one_by_one(ledger: Ledger) -> None:
+    slices = of_volume(1, 5)
+    failed = dataclasses.replace(quarantined(slices[3], transient=True), slice=3, volume=slices[3].volume)
+    given_up = dataclasses.replace(quarantined(slices[4]), slice=4, volume=slices[4].volume)
+    ledger.commit([scored(slices[0], 0), scored(slices[2], 2), failed, given_up])
+    assert [each.slice for each in Pending(of_volume(1, 5), ledger)] == [1, 3]
+    assert [each.slice for each in Pending(of_volume(1, 5), ledger, retry=True)] == [1, 3, 4]
+
+
+def test_a_file_of_slices_that_changed_is_refused_once_one_is_scored(ledger: Ledger) -> None:
+    ledger.commit([dataclasses.replace(quarantined(of_volume(1, 3)[0]), slice=0)])
+    assert len(list(Pending(of_volume(1, 3, size=101), ledger))) == 3
+    assert list(ledger.known(b"", 9)) == []
+    ledger.commit([scored(each, each.slice) for each in of_volume(1, 3)[1:2]])
+    with pytest.raises(UsageError, match=r"data/1\.tif changed"):
+        list(Pending(of_volume(1, 3, size=101), ledger))
+
+
+def series_of(*numbers: int, fingerprint: str) -> list[SourceFile]:
+    """Files of one volume, which lies below the order 0000000000."""
+    source = Volume("recipe", bytes(5), fingerprint)
+    return [dataclasses.replace(file(number), volume="data/series", source=source) for number in numbers]
+
+
+def test_a_volume_whose_window_hangs_on_other_files_is_refused_when_these_change(ledger: Ledger) -> None:
+    assert len(list(Pending(series_of(1, 2, fingerprint="a"), ledger))) == 2
+    ledger.commit([scored(series_of(2, fingerprint="a")[0])])
+    assert len(list(Pending(series_of(1, 2, fingerprint="a"), ledger))) == 1
+    with pytest.raises(UsageError, match=r"data/2\.tif was scored with other files .*data/series"):
+        list(Pending(series_of(1, 2, 3, fingerprint="b"), ledger))
+
+
+def test_a_volume_of_which_nothing_is_scored_may_change(ledger: Ledger) -> None:
+    list(Pending(series_of(1, 2, fingerprint="a"), ledger))
+    ledger.commit([quarantined(series_of(1, fingerprint="a")[0], transient=True)])
+    assert len(list(Pending(series_of(1, 2, 3, fingerprint="b"), ledger))) == 3
+    ledger.commit([scored(series_of(3, fingerprint="b")[0])])
+    assert len(list(Pending(series_of(1, 2, 3, fingerprint="b"), ledger))) == 2
+
+
+def test_of_a_picture_with_pages_those_that_have_no_row_are_pending(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_pages([np.zeros((4, 5), np.uint8)] * 4))
+    picture = dataclasses.replace(file(1), path=os.fsencode(path))
+    pages = pages_of(picture, 4)
+    ledger.commit([scored(pages[0], 0), scored(pages[2], 2)])
+    assert [(each.slice, each.volume) for each in Pending([picture], ledger)] == [
+        (1, picture.image_path),
+        (3, picture.image_path),
+    ]
+    path.unlink()
+    with pytest.raises(UsageError, match="can no longer be read"):
+        list(Pending([picture], ledger))

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from engine.errors import Failure, SliceError
 from engine.sources.files import read_file
 from engine.sources.geometry import fit
-from engine.sources.read import decode_slice, window
+from engine.sources.read import decode_slice
+from engine.sources.windows import window
 from tests.badfiles import JPEG, WEBP, gradient, png, tiff, write_bad_files
 
 NOBODY = 65_534

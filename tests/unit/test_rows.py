@@ -14,6 +14,8 @@ from engine.cascade import Scores
 from engine.errors import Failure, MachineError
 from engine.ledger import SliceRow
 from engine.outputs.overlays import OUTLINE_RGB
+from engine.outputs.pseudonyms import Pseudonyms
+from engine.outputs.rle import decode
 from engine.ring import DecodedBlock, DecodedSlice
 from engine.rows import RowWriter
 from engine.sources.discovery import SourceFile, Unlisted
@@ -150,3 +152,46 @@ def test_what_could_not_be_looked_into_has_its_folder_for_a_volume(image_path: s
     row = RowWriter(Path("out"), True, False).unlisted_row(Unlisted(image_path, b"\2", failure))
     assert (row.volume, row.image_path, row.status, row.order) == (volume, image_path, "quarantined", b"\2")
     assert (row.stage, row.code) == ("discover", "link_loop")
+
+
+def test_a_row_holds_its_mask_as_run_lengths_whatever_is_written(tmp_path: Path) -> None:
+    slices = [decoded(b"a.tif", height=100, width=256), decoded(b"b.tif")]
+    rows = write(RowWriter(tmp_path, False, False), slices, {0: square(90, 90, 30)})
+    assert rows[1].mask_rle == ""
+    mask = decode(rows[0].mask_rle)
+    assert mask.shape == (100, 256)
+    np.testing.assert_array_equal(mask, square(90, 90, 30)[78:178])
+
+
+def test_probabilities_are_written_at_the_sources_size_for_what_reached_the_segmenter(tmp_path: Path) -> None:
+    # 512 wide and 256 high: at 256x256 the slice fills the rows 64 to 191, at half its size.
+    slices = [decoded(b"a.tif", height=256, width=512), decoded(b"b.tif")]
+    block = DecodedBlock(0, np.zeros((2, 256, 256, 3), np.uint8), tuple(slices))
+    ramp = np.arange(65_536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
+    none, both = np.zeros(2, bool), np.full(2, 0.5, np.float32)
+    scores = Scores(both, np.array([True, False]), none, np.zeros(2, np.int32), {}, {0: ramp})
+    writer = RowWriter(tmp_path, True, False, probabilities=True)
+    first, second = writer.write_block(block, scores)
+    assert (first.has_mask, first.mask_path) == (0, "")
+    assert (first.probability_path, second.probability_path) == ("probabilities/a.tif_probability.png", "")
+    image = cv2.imread(str(tmp_path / first.probability_path), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(image, ramp[64:192].repeat(2, axis=0).repeat(2, axis=1))
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["a.tif_probability.png"]
+
+
+def test_a_slice_that_ends_at_the_gate_keeps_no_probabilities_of_an_earlier_call(tmp_path: Path) -> None:
+    (tmp_path / "probabilities" / "p").mkdir(parents=True)
+    (tmp_path / "probabilities" / "p" / "a.tif_probability.png").write_bytes(b"old")
+    write(RowWriter(tmp_path, True, False, probabilities=True, tidy=True), [decoded()], {0: square(5, 5, 5)})
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["a.tif_mask.png"]
+
+
+def test_with_pseudonyms_no_file_is_named_after_its_slice(tmp_path: Path) -> None:
+    names = Pseudonyms(b"k" * 32)
+    writer = RowWriter(tmp_path, True, True, pseudonyms=names)
+    (row,) = write(writer, [decoded(b"jane/a.tif")], {0: square(5, 5, 5)})
+    stem = names.of_stem(b"jane/a.tif").decode()
+    assert (row.stem.decode(), row.mask_path) == (stem, f"masks/{stem}_mask.png")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert found == [f"masks/{stem}_mask.png", f"overlays/{stem}_overlay.png"]
+    assert row.image_path == "data/jane/a.tif"  # the ledger is private

@@ -12,9 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from engine.bundle import Bundle, record_parity
+from engine.bundle import Bundle, record_parity, with_graph
 from engine.errors import MachineError, UsageError
-from engine.runners import BACKENDS, choose_backend, choose_precision, cpu_flags, open_runner
+from engine.runners import (
+    BACKENDS,
+    choose_backend,
+    choose_int8,
+    choose_precision,
+    cpu_flags,
+    open_runner,
+    parity_key,
+)
 from engine.runners.base import CONTRACT, Outputs, Runner
 from tests.tinybundle import make_tiny_bundle, segmenter_graph, tiny_slices
 
@@ -287,3 +295,55 @@ def test_bfloat16_is_chosen_only_where_its_recorded_parity_holds(tmp_path: Path)
     assert choose_precision(held, "openvino", frozenset({"amx_bf16"})) == ("bf16", "bf16")
     assert choose_precision(held, "openvino", frozenset({"avx2"})) == ("fp32", "fp32")
     assert choose_precision(held, "onnxruntime", BF16) == ("fp32", "fp32")
+
+
+def with_int8(folder: Path, **holds: bool) -> Bundle:
+    """A bundle with an int8 graph of the classifier, and parity under keys such as `int8_bf16`."""
+    bundle = make_tiny_bundle(folder)
+    bundle = with_graph(bundle, "classifier", "int8", bundle.graph("classifier").read_bytes())
+    for pair, holds_it in holds.items():
+        bundle = record_parity(bundle, f"openvino:{pair.replace('_', '+')}", {"holds": holds_it})
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [
+        ({"avx512_vnni", "avx512_bf16"}, ("int8", "bf16")),
+        ({"avx_vnni"}, ("int8", "fp32")),
+        ({"avx512_bf16"}, ("bf16", "bf16")),
+        ({"avx2"}, ("fp32", "fp32")),
+    ],
+)
+def test_auto_is_the_fastest_pair_that_the_cpu_has_and_that_holds(
+    tmp_path: Path, flags: set[str], chosen: tuple[str, str]
+) -> None:
+    bundle = with_int8(tmp_path, int8=False, int8_bf16=True, int8_fp32=True, bf16=True)
+    assert choose_precision(bundle, "openvino", frozenset(flags)) == chosen
+    assert choose_precision(bundle, "onnxruntime", frozenset(flags)) == ("fp32", "fp32")
+
+
+def test_int8_takes_the_segmenter_in_the_lowest_precision_that_holds(tmp_path: Path) -> None:
+    every = frozenset({"avx512_vnni", "avx512_bf16"})
+    assert choose_int8(with_int8(tmp_path / "a", int8=True), "openvino", every) == ("int8", "int8")
+    mixed = with_int8(tmp_path / "b", int8=False, int8_bf16=True, int8_fp32=True)
+    assert choose_int8(mixed, "openvino", every) == ("int8", "bf16")
+    assert choose_int8(mixed, "openvino", frozenset({"avx_vnni"})) == ("int8", "fp32")
+
+
+def test_int8_that_cannot_be_says_what_is_missing(tmp_path: Path) -> None:
+    vnni = frozenset({"avx_vnni"})
+    with pytest.raises(UsageError, match="tumorscan quantise"):
+        choose_int8(make_tiny_bundle(tmp_path / "a"), "openvino", vnni)
+    bundle = with_int8(tmp_path / "b", int8_fp32=True)
+    with pytest.raises(UsageError, match="--backend openvino"):
+        choose_int8(bundle, "onnxruntime", vnni)
+    with pytest.raises(MachineError, match="VNNI"):
+        choose_int8(bundle, "openvino", frozenset({"avx2"}))
+    with pytest.raises(UsageError, match="no parity of its int8 graphs that holds"):
+        choose_int8(with_int8(tmp_path / "c", int8_fp32=False), "openvino", vnni)
+
+
+def test_a_pair_is_recorded_under_one_name_where_both_are_alike() -> None:
+    assert parity_key("openvino", ("int8", "bf16")) == "openvino:int8+bf16"
+    assert parity_key("openvino", ("bf16", "bf16")) == "openvino:bf16"

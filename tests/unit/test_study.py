@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from engine.bundle import Operating, Training
 from engine.errors import UsageError
 from trainer.calibration import Temperature
 from trainer.card import Card, Settings, write_card
+from trainer.compare import Row
 from trainer.dataset import Split
 from trainer.evaluate import evaluate
 from trainer.measure import measure
@@ -128,13 +130,27 @@ def test_a_fold_that_is_no_test_part_is_refused(tmp_path: Path, data: Path, fold
         pool([folds[0], tmp_path / "nothing"])
 
 
+def test_folds_of_other_flips_are_refused(folds: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folds[0], tmp_path / "fold")
+    content = json.loads((folds[0] / "evaluation.json").read_text())
+    content["inputs"]["flips"] = "horizontal"
+    (tmp_path / "fold" / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="scored with --flips horizontal and none"):
+        pool([tmp_path / "fold", folds[1]])
+
+
 def test_what_was_pooled_is_read_back(folds: list[Path], tmp_path: Path) -> None:
     pooled = pool(folds[:2])
     pooled.save(tmp_path)
     read = CrossValidated.load(tmp_path / POOL_FILE)
     assert read.folds == pooled.folds
     assert (read.patients, read.of_patients, read.slices) == (4, 6, 12)
-    assert "\n".join(read.markdown) + "\n" == (tmp_path / "cross-validated.md").read_text()
+    written = (tmp_path / "cross-validated.md").read_text()
+    assert "\n".join([*read.markdown, "", *read.failures]) + "\n" == written
+    assert "| at CS | " in written
+    assert read.flips == "none"
+    row = Row.read(f"all={tmp_path}")  # a pool stands beside another in a comparison
+    assert (row.name, row.metrics["volume"]["dice"]["n"], len(row.volumes)) == ("all", 4, 4)
     metrics = manifest_metrics(read.metrics, "cross_validated")
     dice = pooled.measures.metrics["volume"]["dice"]
     kept = metrics["cross_validated.volume.dice"]
@@ -224,7 +240,7 @@ def test_a_card_of_test_patients_names_the_lowest(tmp_path: Path, folds: list[Pa
     settings = Settings(SETTINGS.operating, calibration, found.operating)
     write_card(tmp_path / "card.md", Card("mine", training(), settings, found, None))
     text = (tmp_path / "card.md").read_text()
-    assert "test volumes 1 are below Dice 0.5" in text
+    assert "Of 2 volumes 1 are below Dice 0.5. The lowest:" in text
     assert PATIENTS[5] in text
     assert "-0.0100 to 0.0200" in text
     assert "the graph holds none" in text

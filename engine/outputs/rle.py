@@ -1,0 +1,89 @@
+"""Masks as run lengths, in the compressed form that COCO's tools write and read.
+
+Runs go down the columns (column-major) and begin with one of zeros, which may be empty. Each length, from the
+fourth on less the length two before it, is written in groups of five bits, least first: 48 plus the group,
+plus 32 where more follow. pycocotools decodes the result: `mask.decode(json.loads(text))`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+_FIRST: Final = 48  # "0"
+_MORE: Final = 0x20
+_SIGN: Final = 0x10
+_GROUP: Final = 0x1F
+
+
+def encode(mask: npt.NDArray[np.uint8]) -> str:
+    """`mask` `[h,w]` (0 is outside) as `{"size":[h,w],"counts":"..."}`."""
+    height, width = mask.shape
+    return f'{{"size":[{height},{width}],"counts":{json.dumps(_pack(run_lengths(mask)).decode("ascii"))}}}'
+
+
+def decode(text: str) -> npt.NDArray[np.uint8]:
+    """The mask `[h,w] uint8` of 0/1 that `encode` was given. Raises ValueError for any other text."""
+    try:
+        found = json.loads(text)
+        (height, width), counts = found["size"], _unpack(found["counts"].encode("ascii"))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("no run lengths of a mask") from error
+    if counts.min(initial=0) < 0 or counts.sum() != height * width:
+        raise ValueError(f"run lengths of {counts.sum()} pixels for a mask of {height} x {width}")
+    values = (np.arange(len(counts)) & 1).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def run_lengths(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`."""
+    height = mask.shape[0]
+    left, _, width, _ = cv2.boundingRect(np.ascontiguousarray(mask))
+    inside = np.zeros(width * height + 2, bool)  # between two zeros, which are outside
+    inside[1:-1] = (mask[:, left : left + width].T != 0).ravel()
+    ends = [0, *(np.flatnonzero(inside[1:] != inside[:-1]) + left * height)]
+    if ends[-1] < mask.size:
+        ends.append(mask.size)
+    places = np.array(ends, np.int64)
+    return places[1:] - places[:-1]
+
+
+def _pack(counts: npt.NDArray[np.int64]) -> bytes:
+    left = counts.copy()
+    left[3:] -= counts[1:-2]
+    groups: list[npt.NDArray[np.uint8]] = []
+    lasts: list[npt.NDArray[np.bool_]] = []
+    goes_on = np.ones(len(left), bool)
+    while goes_on.any():
+        lasts.append(goes_on)
+        group = left & _GROUP
+        left >>= 5
+        goes_on = goes_on & np.where(group & _SIGN, left != -1, left != 0)
+        groups.append((group + _MORE * goes_on + _FIRST).astype(np.uint8))
+    if not groups:
+        return b""
+    return np.stack(groups, axis=1)[np.stack(lasts, axis=1)].tobytes()
+
+
+def _unpack(packed: bytes) -> npt.NDArray[np.int64]:
+    counts: list[int] = []
+    value = shift = 0
+    for byte in packed:
+        group = byte - _FIRST
+        if not 0 <= group < 2 * _MORE:
+            raise ValueError(f"{chr(byte)!r} stands in no run length")
+        value |= (group & _GROUP) << shift
+        shift += 5
+        if group & _MORE:
+            continue
+        if group & _SIGN:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end early")
+    return np.array(counts, np.int64)
