@@ -38,11 +38,22 @@ class EpochOrder(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
-    """Adds to an epoch's figures its learning rate at the end and the seconds that its steps took."""
+    """Adds to an epoch's figures its learning rate at the end and the seconds that its steps took.
 
-    def __init__(self) -> None:
+    `cpu_seconds` are those of all threads since the epoch before, validation counted in.
+
+    Args:
+        cpu: False for a training whose history.csv was begun without them: its columns stay.
+    """
+
+    def __init__(self, *, cpu: bool = True) -> None:
         super().__init__()
-        self.begun = self.stepped = 0.0
+        self.cpu = cpu
+        self.begun = self.stepped = self.spent = 0.0
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Start counting."""
+        self.spent = time.process_time()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Start."""
@@ -54,9 +65,12 @@ class Clock(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Add both to the figures, which callbacks further down the list see."""
+        before, self.spent = self.spent, time.process_time()
         if logs is not None:
             logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
             logs["seconds"] = round(self.stepped - self.begun, 2)
+            if self.cpu:
+                logs["cpu_seconds"] = round(self.spent - before, 2)
 
 
 class ReplayHistory(keras.callbacks.Callback):  # type: ignore[misc]

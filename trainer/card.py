@@ -9,13 +9,11 @@ import pandas as pd
 
 from engine.bundle import Operating, Training
 from trainer.calibration import LEAST_GAIN, Temperature
-from trainer.measure import FAILED, Measures
+from trainer.failures import failure_groups
+from trainer.measure import Measures
 from trainer.presets import share_of_negatives
 from trainer.study import CrossValidated
-from trainer.tables import markdown_kinds, markdown_table, markdown_trade_off
-
-WORST = 5
-"""Volumes that the card names, from the lowest Dice up."""
+from trainer.tables import markdown_failures, markdown_table, markdown_trade_off
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +192,7 @@ def _crossed(crossed: CrossValidated) -> list[str]:
     )
     return [
         f"{len(crossed.folds)} models of this recipe, each judged on a fold of patients that it never saw;",
-        f"{whole}; {crossed.slices} slices. The weights here are of",
+        f"{whole}; {crossed.slices} slices, scored with --flips {crossed.flips}. The weights here are of",
         "another training: the numbers are the recipe's, not a test of these very weights.",
         "",
         *crossed.markdown,
@@ -208,20 +206,9 @@ def _failures(card: Card) -> list[str]:
         "Few patients of one collection judged it, so the intervals are wide. Slices of other sequences,",
         "scanners or kinds of tumour than the training data's were not seen.",
     ]
-    if card.found is None:
-        if card.crossed is not None:
-            lines.append("Kinds of slices that it does worse on, and each fold, stand in the tables above.")
-        return lines
-    worst = card.found.volumes.nsmallest(WORST, "dice")
-    failed = int((card.found.volumes["dice"] < FAILED).sum())
-    named = ", ".join(
-        f"{row['patient_id']} {row['dice']:.3f} (of {row['tumour_slices']} tumour slices, with a mask "
-        f"{row['masked_slices']} of {row['slices']})"
-        for row in worst.to_dict("records")
-    )
-    return [
-        *lines,
-        f"Of {len(card.found.volumes)} test volumes {failed} are below Dice {FAILED}. The lowest: {named}.",
-        "",
-        *markdown_kinds(card.found),
-    ]
+    if card.crossed is not None:
+        lines += ["", "Cross-validated:", "", *card.crossed.failures]
+    if card.found is not None:
+        groups = failure_groups(card.found.slices, card.found.seed, card.found.resamples)
+        lines += ["", "On the test patients:", "", *markdown_failures(card.found.volumes, groups)]
+    return lines

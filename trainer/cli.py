@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from engine.errors import MachineError, UsageError
+from engine.errors import UsageError
+from trainer import quantise_command, study_commands
+from trainer.extra import need_train_extra
 
 if TYPE_CHECKING:
     from trainer.measure import Measures
@@ -17,11 +19,13 @@ _RECIPE: dict[str, Any] = {"rich_help_panel": "The recipe (else the preset's)"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add train, export, evaluate, pool and phantoms to the command."""
+    """Add train, export, quantise, evaluate, pool, compare, failures and phantoms to the command."""
     app.command(name="train")(train_command)
     app.command(name="export")(export_command)
+    quantise_command.register(app)
     app.command(name="evaluate")(evaluate_command)
     app.command(name="pool")(pool_command)
+    study_commands.register(app)
     app.command(name="phantoms")(phantoms_command)
 
 
@@ -126,7 +130,7 @@ def train_command(
         raise UsageError("--split says who is trained on: leave out --by, --folds, --fold and the fractions")
     if folds and test_fraction is not None:
         raise UsageError("--test-fraction: with --folds the fold is the test part; leave one of them out")
-    _need_train_extra()
+    need_train_extra()
     from trainer.presets import PRESETS, with_fractions, with_settings
     from trainer.progress import Progress
 
@@ -175,7 +179,7 @@ def export_command(
     """Turn two trained runs into a bundle: ONNX graphs, operating point, model card, test numbers."""
     from rich.console import Console
 
-    _need_train_extra("tf2onnx", "onnx")
+    need_train_extra("tf2onnx", "onnx")
     from trainer.export import Labels, export
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -200,7 +204,7 @@ def evaluate_command(
     """Compare the masks of a run with the truth: Dice, AUC, confusion at the gate, each with its interval."""
     from rich.console import Console
 
-    _need_train_extra()
+    need_train_extra()
     from trainer.evaluate import evaluate
     from trainer.pictures import choose_rows, comparison_picture
     from trainer.tables import terminal_table
@@ -228,7 +232,7 @@ def pool_command(
     """Pool the evaluated folds of a cross-validation: each patient judged by a model that never saw it."""
     from rich.console import Console
 
-    _need_train_extra()
+    need_train_extra()
     from trainer.study import POOL_FILE, pool
     from trainer.tables import terminal_table
 
@@ -274,15 +278,3 @@ def _pairs(settings: list[str]) -> dict[str, str]:
     if wrong is not None:
         raise UsageError(f"--set {wrong}: give FIELD=VALUE, ema=0 for example")
     return {name.strip(): value.strip() for name, _, value in (text.partition("=") for text in settings)}
-
-
-def _need_train_extra(*more: str) -> None:
-    import importlib.util
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    missing = [
-        name for name in ("keras", "sklearn", "matplotlib", *more) if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise MachineError(f"this needs {', '.join(missing)}: pip install 'tumorscan[train]'")

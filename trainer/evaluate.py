@@ -16,7 +16,7 @@ import pandas as pd
 from engine.errors import MachineError, UsageError
 from trainer.dataset import PARTS, Part, Split, institution_of, load_frame, read_mask
 from trainer.joining import Join, join_results
-from trainer.measure import CONVENTIONS, COUNTS, KEPT, Measures, measure
+from trainer.measure import CONVENTIONS, COUNTS, KEPT, PATHS, Measures, measure
 from trainer.metrics import Booleans, Floats
 from trainer.pictures import read_image
 
@@ -62,7 +62,7 @@ class Evaluation:
             target.mkdir(parents=True, exist_ok=True)
             (target / "evaluation.json").write_text(self.as_json(), encoding="utf-8")
             found.volumes.to_csv(target / "volumes.csv", index=False, lineterminator="\n")
-            found.slices[KEPT].to_csv(target / "slices.csv", index=False, lineterminator="\n")
+            found.slices[[*KEPT, *PATHS]].to_csv(target / "slices.csv", index=False, lineterminator="\n")
             if found.operating is not None:
                 found.operating.to_csv(target / "operating.csv", index=False, lineterminator="\n")
         except OSError as error:
@@ -71,11 +71,12 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What run.json says; None for what it does not."""
+    """What run.json says, None for what it does not; `flips` as "none" or "all, classifier too"."""
 
     gated: bool | None
     gate: float | None
     bundle_sha256: str | None
+    flips: str
 
 
 def measures_as_json(found: Measures) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def evaluate(
     slices["passed"] = np.nan if run.gate is None else _passed(slices, run.gate).astype(np.float64)
     slices[["ungated_tp", "ungated_fp"]] = np.nan
     if ungated is not None:
-        free = _ungated(Path(ungated), truth, wanted, slices)
+        free = _ungated(Path(ungated), truth, wanted, slices, run.flips)
         slices[["ungated_tp", "ungated_fp"]] = free[["tp", "fp"]].to_numpy()
     elif run.gated is False:
         slices[["ungated_tp", "ungated_fp"]] = slices[["tp", "fp"]].to_numpy()
@@ -136,6 +137,7 @@ def evaluate(
             "data": os.fspath(data_root),
             "ungated": None if ungated is None else os.fspath(ungated),
             "bundle_sha256": run.bundle_sha256,
+            "flips": run.flips,
             "split": None if split is None else os.fspath(split),
             "split_sha256": None if chosen is None else chosen.sha256,
             "split_kind": None if chosen is None else chosen.kind,
@@ -183,10 +185,16 @@ def _channels_missing(path: str) -> int:
 
 
 def _ungated(
-    results_dir: Path, truth: pd.DataFrame, wanted: pd.DataFrame, gated: pd.DataFrame
+    results_dir: Path, truth: pd.DataFrame, wanted: pd.DataFrame, gated: pd.DataFrame, flips: str
 ) -> pd.DataFrame:
-    if _run(results_dir).gated:
+    run = _run(results_dir)
+    if run.gated:
         raise UsageError(f"{results_dir} was scored with a gate: score it again with --no-gate for --ungated")
+    if run.flips != flips:
+        raise UsageError(
+            f"{results_dir} was scored with --flips {run.flips}, the other results with {flips}: "
+            "score both alike"
+        )
     slices, _ = join_results(results_dir, truth, wanted)
     if list(slices["image_path"]) != list(gated["image_path"]):
         odd = sorted(set(slices["image_path"]) ^ set(gated["image_path"]))
@@ -201,16 +209,17 @@ def _run(results_dir: Path) -> _Run:
     path = results_dir / "run.json"
     try:
         content = json.loads(path.read_bytes())
-        gated = bool(content["operating_point"]["gate"])
-        gate = float(content["operating_point"]["gate_threshold"])
+        point = content["operating_point"]
+        gated, gate = bool(point["gate"]), float(point["gate_threshold"])
     except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s names no gate threshold: the confusion at the gate is left out", path)
-        return _Run(None, None, None)
+        return _Run(None, None, None, "none")
     bundle = content.get("bundle")
     sha256 = bundle.get("sha256") if isinstance(bundle, dict) else None
     if not gated:
         log.info("%s was scored without a gate: the confusion at the gate is left out", results_dir)
-    return _Run(gated, gate if gated else None, sha256)
+    flips = str(point.get("flips", "none")) + (", classifier too" if point.get("flip_classifier") else "")
+    return _Run(gated, gate if gated else None, sha256, flips)
 
 
 def _passed(slices: pd.DataFrame, gate: float) -> Booleans:

@@ -6,7 +6,7 @@ A run folder holds
     history.csv       a row an epoch            curves.png   the same, drawn
     tensorboard/      the same, for TensorBoard where it is installed
     best.weights.h5   the weights of the epoch with the best figure (`monitor`) on the validation part
-    metrics.json      what those weights reach on the validation and test parts
+    metrics.json      what those weights reach on the validation and test parts; epochs and steps
     backup/           the state of the last epoch, for resuming
 
 The same request gives the same split, slices, order, augmentation, drop-out and initial weights. Sums are
@@ -108,6 +108,7 @@ def train(request: Request, watcher: Watcher | None = None) -> dict[str, Any]:
         part: _measure(model, request.kind, batches[part]) for part in batches if part != "train"
     }
     metrics["epochs"] = len(read_history(request.run / "history.csv"))
+    metrics["steps"] = metrics["epochs"] * steps
     (request.run / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
@@ -138,7 +139,7 @@ def _new_split(request: Request, frame: pd.DataFrame) -> Split:
         return Split.load(request.split)
     if request.folds:
         if preset.split == "slice":
-            raise UsageError("--folds splits patients: leave out --by slice, or give --preset best")
+            raise UsageError("--folds splits patients: give --by patient with it")
         return split_by_fold(frame, request.seed, request.folds, request.fold, preset.fractions[1])
     by = split_by_slice if preset.split == "slice" else split_by_patient
     return by(frame, request.seed, preset.fractions)
@@ -192,7 +193,7 @@ def _callbacks(
     best = None if not figures else max(figures) if preset.highest_is_best else min(figures)
     return [
         EpochOrder(batches),
-        Clock(),
+        Clock(cpu=all("cpu_seconds" in row for row in past)),
         *remembering,
         KeepBest(
             request.run / "best.weights.h5",

@@ -31,6 +31,8 @@ KEPT = [
     *("passed", "missing", *COUNTS, "ungated_tp", "ungated_fp"),
 ]
 """The columns that `measure` needs, and slices.csv keeps."""
+PATHS = ["mask_path", "predicted_path"]
+"""What slices.csv keeps beside them, for pictures."""
 SMALL = 0.005
 """A lesion on less of the slice is small; the LGG set's tenth percentile is 0.0048."""
 FAILED = 0.5
@@ -107,7 +109,7 @@ def measure(slices: pd.DataFrame, seed: int, resamples: int, gate: float | None 
             name: bootstrap.average(_floats(slices[name])[sick], owners[sick], "tumour slice")
             for name in ("dice", "iou", "tversky")
         },
-        **_of_kinds(slices, sick, owners, bootstrap),
+        **_of_kinds(slices, owners, bootstrap),
         "classifier": ranking(sick, _floats(slices["tumor_probability"]), owners, bootstrap),
         "calibration": {"error": reliable.error, "likelihood": reliable.likelihood},
         **{name: rates(table, bootstrap) for name, table in tables.items()},
@@ -159,12 +161,14 @@ def _of_volumes(volumes: pd.DataFrame, bootstrap: Bootstrap) -> dict[str, Averag
     return found | {"failed": Figure("volume", failed.n, failed.mean, failed.interval)}
 
 
-def _of_kinds(
-    slices: pd.DataFrame, sick: Booleans, owners: Integers, bootstrap: Bootstrap
-) -> dict[str, dict[str, Average | Figure]]:
-    """Dice and share missed of the kinds of tumour slices that CONVENTIONS names."""
+def tumour_kinds(slices: pd.DataFrame) -> dict[str, Booleans]:
+    """Which rows are a small lesion, an edge slice, lack a sequence, or are tumour slices of none of these.
+
+    `slices` has the columns of KEPT, each patient's in order, and an index of its own for every row.
+    """
     pixels = slices[COUNTS].to_numpy(np.int64)
     true = pixels[:, 0] + pixels[:, 2]
+    sick = slices["mask"].to_numpy() == 1
     tumours = slices[sick].groupby("patient_id", sort=False)
     edges = pd.concat([tumours.head(1), tumours.tail(1)]).index
     kinds = {
@@ -173,9 +177,16 @@ def _of_kinds(
         "missing_sequence": sick & (slices["missing"].to_numpy() > 0),
     }
     kinds["plain_slice"] = sick & ~np.any(list(kinds.values()), axis=0)
+    return kinds
+
+
+def _of_kinds(
+    slices: pd.DataFrame, owners: Integers, bootstrap: Bootstrap
+) -> dict[str, dict[str, Average | Figure]]:
+    """Dice and share missed of the kinds of tumour slices that CONVENTIONS names."""
     missed = (slices["has_mask"].to_numpy() != 1).astype(np.float64)
     found: dict[str, dict[str, Average | Figure]] = {}
-    for name, kind in kinds.items():
+    for name, kind in tumour_kinds(slices).items():
         lost = bootstrap.average(missed[kind], owners[kind], "tumour slice")
         found[name] = {
             "dice": bootstrap.average(_floats(slices["dice"])[kind], owners[kind], "tumour slice"),

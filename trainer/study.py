@@ -14,9 +14,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from engine.errors import MachineError, UsageError
-from trainer.evaluate import EVALUATION_FORMAT, measures_as_json
-from trainer.measure import KEPT, Measures, measure
-from trainer.tables import markdown_kinds, markdown_table, markdown_trade_off
+from trainer.evaluate import measures_as_json
+from trainer.failures import failure_groups
+from trainer.judged import join_folds, names_apart, read_evaluation, read_slices
+from trainer.measure import Measures, measure
+from trainer.tables import markdown_failures, markdown_table, markdown_trade_off
 
 POOL_FILE = "cross-validated.json"
 _POOL_FORMAT = 1
@@ -38,11 +40,17 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Several folds taken together; `of_patients` is how many their splits hold."""
+    """Several folds taken together.
+
+    `of_patients` is how many their splits hold, `flips` what all were scored with, `groups` is of
+    `failure_groups`.
+    """
 
     folds: tuple[Fold, ...]
     of_patients: int
+    flips: str
     measures: Measures
+    groups: pd.DataFrame
 
     @property
     def patients(self) -> int:
@@ -61,13 +69,16 @@ class Pool:
             "patients": self.patients,
             "of_patients": self.of_patients,
             "slices": len(self.measures.slices),
+            "flips": self.flips,
             **measures_as_json(self.measures),
             "markdown": self.as_markdown(),
+            "failures": markdown_failures(self.measures.volumes, self.groups),
         }
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / POOL_FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-            (target / POOL_FILE).with_suffix(".md").write_text("\n".join(self.as_markdown()) + "\n")
+            tables = [*self.as_markdown(), "", *markdown_failures(self.measures.volumes, self.groups)]
+            (target / POOL_FILE).with_suffix(".md").write_text("\n".join(tables) + "\n")
             self.measures.volumes.to_csv(target / "volumes.csv", index=False, lineterminator="\n")
             if self.measures.operating is not None:
                 self.measures.operating.to_csv(target / "operating.csv", index=False, lineterminator="\n")
@@ -75,7 +86,7 @@ class Pool:
             raise MachineError(f"cannot write the pooled folds into {target}: {error.strerror}") from error
 
     def as_markdown(self) -> list[str]:
-        """The lines of the tables: all folds together, kinds of slices, each fold, gates."""
+        """The lines of the tables: all folds together, each fold, gates; failures stand apart."""
         folds = [
             "| fold | patients | slices | gate | Dice, mean | median |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -86,7 +97,7 @@ class Pool:
             f"{fold.dice:.3f} | {fold.dice_median:.3f} |"
             for fold in self.folds
         ]
-        lines = [*markdown_table(self.measures), "", *markdown_kinds(self.measures), "", *folds]
+        lines = [*markdown_table(self.measures), "", *folds]
         table = self.measures.operating
         if table is not None:
             lines += ["", *markdown_trade_off(table[table["gate"].isin(np.round(np.arange(0, 1, 0.1), 2))])]
@@ -103,8 +114,10 @@ class CrossValidated(BaseModel):
     patients: int
     of_patients: int
     slices: int
+    flips: str = "none"
     metrics: dict[str, dict[str, dict[str, Any]]]
     markdown: tuple[str, ...]
+    failures: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> CrossValidated:
@@ -126,6 +139,7 @@ class CrossValidated(BaseModel):
             "patients": self.patients,
             "of_patients": self.of_patients,
             "slices": self.slices,
+            "flips": self.flips,
             "folds": [asdict(fold) for fold in self.folds],
         }
 
@@ -134,71 +148,37 @@ def pool(evaluations: Sequence[Path], seed: int = 0, resamples: int = 2000) -> P
     """Take folders that `Evaluation.save` wrote, each of one fold's test part, and measure all slices anew.
 
     Raises:
-        UsageError: a folder without an evaluation of a test part of patients, a patient in two of them, or
-            splits of different patients.
+        UsageError: a folder without an evaluation of a test part of patients, a patient in two of them,
+            splits of different patients, or results of different flips.
     """
     if not evaluations:
         raise UsageError(
             "no folds: give the folders that `tumorscan evaluate --split FILE` wrote, one a fold"
         )
-    contents = [_evaluation(folder) for folder in evaluations]
-    tables = [_slices(folder) for folder in evaluations]
-    owner: dict[str, Path] = {}
-    for folder, table in zip(evaluations, tables, strict=True):
-        for patient in table["patient_id"].unique():
-            if patient in owner:
-                raise UsageError(
-                    f"{patient} was judged in {owner[patient]} and in {folder}: give folds of one split"
-                )
-            owner[patient] = folder
+    contents = [_of_a_fold(folder) for folder in evaluations]
+    tables = [read_slices(folder) for folder in evaluations]
     sizes = {int(content["inputs"]["split_size"]) for content in contents}
     if len(sizes) > 1:
         raise UsageError(
             f"the splits hold {' and '.join(map(str, sorted(sizes)))} patients: give folds of one set"
         )
-    slices = pd.concat(tables, ignore_index=True)
-    for optional in ("passed", "ungated_tp", "ungated_fp"):  # only where every fold has it
-        if slices[optional].isna().any():
-            slices[optional] = np.nan
-    folds = tuple(_fold(*given) for given in zip(_names(evaluations), contents, tables, strict=True))
-    return Pool(folds, sizes.pop(), measure(slices, seed, resamples))
+    flips = {str(content["inputs"].get("flips") or "none") for content in contents}
+    if len(flips) > 1:
+        raise UsageError(f"folds were scored with --flips {' and '.join(sorted(flips))}: score them alike")
+    slices = join_folds(evaluations, tables)
+    folds = tuple(_fold(*given) for given in zip(names_apart(evaluations), contents, tables, strict=True))
+    groups = failure_groups(slices, seed, resamples)
+    return Pool(folds, sizes.pop(), flips.pop(), measure(slices, seed, resamples), groups)
 
 
-def _evaluation(folder: Path) -> dict[str, Any]:
-    path = folder / "evaluation.json"
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder} holds no evaluation ({error}): give a folder that evaluate wrote"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != EVALUATION_FORMAT:
-        raise UsageError(f"{path} is not of format {EVALUATION_FORMAT}: evaluate again")
+def _of_a_fold(folder: Path) -> dict[str, Any]:
+    content = read_evaluation(folder)
     inputs = content["inputs"]
     if inputs["part"] != "test" or inputs["split_kind"] != "patient":
         raise UsageError(
             f"{folder} was not judged on the test part of a split by patient: evaluate it with --split FILE"
         )
-    found: dict[str, Any] = content
-    return found
-
-
-def _slices(folder: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(folder / "slices.csv", dtype={"patient_id": str}, keep_default_na=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} has no readable slices.csv ({error}): evaluate again") from error
-    if lacking := [name for name in KEPT if name not in table]:
-        raise UsageError(f"{folder}/slices.csv has no column {', '.join(lacking)}: evaluate again")
-    return table.assign(institution=table["institution"].fillna("").astype(str))
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What tells the folders apart, without the path that they share."""
-    if len(folders) == 1:
-        return [folders[0].name]
-    common = os.path.commonpath([folder.absolute() for folder in folders])
-    return [os.path.relpath(folder.absolute(), common) for folder in folders]
+    return content
 
 
 def _fold(name: str, content: dict[str, Any], table: pd.DataFrame) -> Fold:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from engine.bundle import Metric
-from trainer.measure import Measures
+from trainer.failures import LABELS
+from trainer.measure import FAILED, Measures
 from trainer.metrics import Average, Figure
 
 if TYPE_CHECKING:
@@ -31,12 +32,8 @@ ROWS = (
     ("has_mask", "specificity", "Specificity of has_mask, slices"),
     ("gating", "dice_lost", "Dice per volume lost to the gate"),
 )
-KINDS = {
-    "plain_slice": "none of the kinds below",
-    "small_lesion": "lesion on less than 0.5% of the slice",
-    "edge_slice": "first or last tumour slice of its volume",
-    "missing_sequence": "a missing sequence (FLAIR in its place)",
-}
+WORST = 5
+"""Volumes that are named, from the lowest Dice up."""
 
 
 def terminal_table(found: Measures, title: str, notes: Iterable[str]) -> Table:
@@ -76,20 +73,6 @@ def markdown_table(found: Measures) -> list[str]:
     return lines
 
 
-def markdown_kinds(found: Measures) -> list[str]:
-    """The lines of a table of the kinds of tumour slices, where there are any of them."""
-    lines = [
-        "| tumour slices with | Dice, mean | median | without a mask | n |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for kind, label in KINDS.items():
-        dice, missed = found.metrics[kind]["dice"], found.metrics[kind]["missed"]
-        if dice.n and isinstance(dice, Average) and isinstance(missed, Figure):
-            shown = (_shown(dice.mean), _shown(dice.median), _shown(missed.value))
-            lines.append(f"| {label} | {' | '.join(shown)} | {dice.n} |")
-    return lines
-
-
 def markdown_trade_off(operating: pd.DataFrame) -> list[str]:
     """The lines of a table of gates."""
     lines = [
@@ -103,6 +86,34 @@ def markdown_trade_off(operating: pd.DataFrame) -> list[str]:
             f"{_between(row['dice_lost_low'], row['dice_lost_high'])} |"
         )
     return lines
+
+
+def markdown_failures(volumes: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
+    """Lines that name the worst volumes, and a table of what `trainer.failures.failure_groups` gave."""
+    failed = int((volumes["dice"] < FAILED).sum())
+    named = ", ".join(
+        f"{row['patient_id']} {row['dice']:.3f} (of {row['tumour_slices']} tumour slices, with a mask "
+        f"{row['masked_slices']} of {row['slices']})"
+        for row in volumes.nsmallest(WORST, "dice").to_dict("records")
+    )
+    lines = [
+        f"Of {len(volumes)} volumes {failed} are below Dice {FAILED}. The lowest: {named}.",
+        "",
+        "| slices | Dice per volume lost | 95% interval | Dice per tumour slice | no mask | n | patients |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in groups.to_dict("records"):
+        lines.append(
+            f"| {LABELS.get(row['group'], row['group'])} | {_shown(row['lost'])} | "
+            f"{_between(row['lost_low'], row['lost_high'])} | {_shown(row['dice'])} | "
+            f"{_shown(row['missed'])} | {row['slices']} | {row['patients']} |"
+        )
+    return [
+        *lines,
+        "",
+        "Lost: what the mean Dice per volume would gain if these slices were marked as they are true. The",
+        "groups overlap, so these do not add up. No mask: the share of the group's tumour slices without it.",
+    ]
 
 
 def manifest_metrics(
