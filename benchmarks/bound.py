@@ -13,9 +13,9 @@ import numpy as np
 from engine.bundle import Model
 from engine.run import Plan
 from engine.runners.base import DEFAULT_OUTPUTS, INPUT, SIDE, Images
-from engine.runners.openvino import tensor_over
+from engine.runners.openvino import tensor_over, unsign
 
-_ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16"}
+_ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def model_rate(plan: Plan, model: Model, images: Images, seconds: float, batch: int = 1) -> float:
@@ -25,8 +25,10 @@ def model_rate(plan: Plan, model: Model, images: Images, seconds: float, batch: 
     precision = plan.precision[0 if model == "classifier" else 1]
     outputs = DEFAULT_OUTPUTS["classifier"] if model == "classifier" else plan.operating.segmenter_outputs
     core = ov.Core()
-    network = core.read_model(plan.bundle.graph(model))
+    network = core.read_model(plan.bundle.graph(model, "int8" if precision == "int8" else "fp32"))
     network.reshape({INPUT: [batch, SIDE, SIDE, 3]})
+    if precision == "int8":
+        unsign(network)
     for output in network.outputs:
         if output.any_name not in outputs:
             network.remove_result(output.get_node())

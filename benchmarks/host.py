@@ -192,7 +192,7 @@ def _committed(ledger: Ledger, rows: list[SliceRow]) -> int:
 
 
 def _tables(ledger: Ledger, out: Path, count: int) -> int:
-    write_tables(ledger, out)
+    write_tables(ledger.rows(), out)
     return count
 
 

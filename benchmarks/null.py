@@ -74,7 +74,7 @@ def null_models() -> Iterator[None]:
         del backend, bundle, precision
         return NullRunner(model, outputs)
 
-    with patch("engine.score.open_runner", opened):
+    with patch("engine.opening.open_runner", opened):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.gpu.plots import draw as draw_gpu
 from benchmarks.results import Result, Row
 from benchmarks.tables import RATES
 
@@ -20,7 +21,13 @@ def draw(result: Result, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    drawers = {"throughput": _throughput, "peers": _peers, "host": _host, "scaling": _scaling}
+    drawers = {
+        "throughput": _throughput,
+        "peers": _peers,
+        "host": _host,
+        "scaling": _scaling,
+        "gpu_check": draw_gpu,
+    }
     with mpl.rc_context({"svg.hashsalt": "tumorscan", "font.size": 9, "axes.spines.right": False}):
         mpl.rcParams["axes.spines.top"] = False
         figure = Figure(figsize=(7.5, 3.4), layout="constrained")

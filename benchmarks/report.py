@@ -11,6 +11,7 @@ from typing import Final
 
 from benchmarks import results, tables
 from benchmarks.arguments import run
+from benchmarks.gpu.tables import tables as gpu_tables
 from benchmarks.machine import CHECKOUT
 from benchmarks.plots import draw
 from benchmarks.results import Name, Result
@@ -23,6 +24,7 @@ TITLES: Final[dict[Name, str]] = {
     "peers": "Beside others",
     "host": "Everything but the models",
     "scaling": "From a thousand files to a million",
+    "gpu_check": "On a GPU",
 }
 
 
@@ -88,6 +90,7 @@ def _body(result: Result) -> list[str]:
         "peers": (tables.peers, tables.peers_in_float32),
         "host": (tables.host_pipeline, tables.cpu_by_stage, tables.host_parts),
         "scaling": (tables.scaling,),
+        "gpu_check": (lambda result: "\n\n".join(gpu_tables(result)),),
     }
     parts += [table for make in made[result.benchmark] if (table := make(result))]
     parts += [f"![{TITLES[result.benchmark]}]({result.benchmark}.svg)"]

@@ -24,12 +24,13 @@ from engine.bench import (
     Slices,
     from_ram,
     load_slices,
+    open_scorer,
     runner_only,
     warm_up,
 )
 from engine.errors import TumorscanError
 from engine.run import BLOCK, Options, Plan
-from engine.score import open_models, scorers, survey
+from engine.score import open_models, survey
 
 BOUND_SECONDS: Final = 8.0
 TRIAL_SLICES: Final = 64
@@ -66,7 +67,7 @@ def main() -> None:
         trial = work_set(options.data, QUICK_SLICES if options.quick else TRIAL_SLICES, folder / "trial")
         base = Options((), folder / "out", options.bundle.folder, backend=parsed.backend, batch=parsed.batch)
         settings = _settings(replace(base, inputs=(str(trial.folder),)), parsed.precision, report)
-        count = parsed.slices or _fitting(trial, settings, options, parsed.batch)
+        count = parsed.slices or _fitting(trial, settings, options)
         work = work_set(options.data, count, folder / "data")
         base = replace(base, inputs=(str(work.folder),))
         slices = load_slices(base, len(work.files))
@@ -94,11 +95,11 @@ def measure(
 ) -> None:
     """Every rate once; each model's own for `bound` seconds."""
     work, slices = given.work, given.slices
-    plan, out, callers = setting.plan, base.out, scorers(setting.plan)
-    with open_models(plan) as cascade:
-        warm_up(cascade, slices.images, base.batch, callers)
-        alone = runner_only(cascade, slices.images, batch=base.batch, callers=callers)
-        ram = from_ram(cascade, slices, out, batch=base.batch, callers=callers)
+    plan, out = setting.plan, base.out
+    with open_scorer(plan, slices, say) as (scorer, batch):
+        warm_up(scorer, slices, batch)
+        alone = runner_only(scorer, slices, batch)
+        ram = from_ram(scorer, slices, out, batch, plan.operating)
     shutil.rmtree(out)
     passing = alone.passed / alone.slices
     if plan.backend == "openvino":
@@ -141,7 +142,7 @@ def _job(setting: Setting, base: Options) -> child.Job:
         bundle=str(base.bundle),
         backend=setting.plan.backend,
         precision=setting.asked,
-        batch=base.batch,
+        batch=setting.plan.batch,
     )
 
 
@@ -160,18 +161,17 @@ def _settings(options: Options, asked: list[str] | None, report: Report) -> list
     return found
 
 
-def _fitting(trial: WorkSet, settings: list[Setting], options: Common, batch: int) -> int:
+def _fitting(trial: WorkSet, settings: list[Setting], options: Common) -> int:
     """How many slices fill the minutes, by a short trial of each precision."""
     if options.quick:
         return QUICK_SLICES
     slices = load_slices(Options((str(trial.folder),), trial.folder), len(trial.files))
     a_slice = 0.0
     for setting in settings:
-        callers = scorers(setting.plan)
-        with open_models(setting.plan) as cascade:
-            warm_up(cascade, slices.images, batch, callers)
+        with open_scorer(setting.plan, slices, say) as (scorer, batch):
+            warm_up(scorer, slices, batch)
             began = time.monotonic()
-            runner_only(cascade, slices.images, batch=batch, callers=callers)
+            runner_only(scorer, slices, batch)
             a_slice += (time.monotonic() - began) / len(slices)
     seconds = options.minutes * 60 / options.repeats - 2 * BOUND_SECONDS * len(settings)
     count = min(MOST_SLICES, max(TRIAL_SLICES, int(seconds / (_PASSES * a_slice))))
