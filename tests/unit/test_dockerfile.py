@@ -17,6 +17,7 @@ import typer
 
 import trainer.cli
 from engine.commands import build, doctor, engines, parity, score
+from tests.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.gpu").read_text().replace("\\\n", " ")
@@ -31,12 +32,35 @@ def instructions(name: str) -> list[str]:
 # Dockerfile.gpu
 
 
+def copied() -> set[str]:
+    """What is copied out of the checkout; a stage copies from another one, too."""
+    lines = [line.split() for line in instructions("COPY")]
+    return {source for words in lines if not words[0].startswith("--from=") for source in words[:-1]}
+
+
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    let_through = {PurePosixPath(line[1:]) for line in lines if line.startswith("!")}
-    copied = {PurePosixPath(source) for line in instructions("COPY") for source in line.split()[:-1]}
-    assert copied == let_through
-    assert [source for source in copied if not (ROOT / source).exists()] == []
+    assert copied() == {line[1:] for line in lines if line.startswith("!")}
+    assert [source for source in copied() if not (ROOT / source).exists()] == []
+
+
+def test_what_is_copied_between_stages_is_copied_from_one_that_there_is() -> None:
+    stages = re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE)
+    sources = [line.split()[0].removeprefix("--from=") for line in instructions("COPY") if "--from=" in line]
+    assert sources
+    assert set(sources) <= set(stages)
+
+
+def test_both_stages_stand_on_the_same_image_and_the_compiler_stays_in_the_first() -> None:
+    first, last = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert first == last
+    assert "g++" not in DOCKERFILE.rpartition("\nFROM ")[2]
+
+
+def test_the_image_keeps_the_entry_point_it_stands_on_and_says_what_it_is() -> None:
+    assert instructions("ENTRYPOINT") == []
+    labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", DOCKERFILE))
+    assert {"title", "description", "licenses", "base.name"} <= labels
 
 
 def test_the_wheel_can_be_built_of_what_is_copied() -> None:
@@ -49,7 +73,7 @@ def test_the_wheel_can_be_built_of_what_is_copied() -> None:
         *wheel["force-include"],
         "pyproject.toml",
     }
-    assert needed == {source for line in instructions("COPY") for source in line.split()[:-1]}
+    assert needed == {source for source in copied() if not source.startswith("jobs/")}
 
 
 def test_the_packages_installed_first_are_those_that_tumorscan_asks_for() -> None:
@@ -62,6 +86,11 @@ def test_the_packages_installed_first_are_those_that_tumorscan_asks_for() -> Non
         *project["dependencies"],
         *project["optional-dependencies"]["gpu"],
     ]
+
+
+def test_a_linter_finds_nothing() -> None:
+    done = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile.gpu")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_container_runs_as_a_number_that_is_not_root() -> None:
@@ -105,25 +134,29 @@ def test_every_command_for_gpus_is_shown() -> None:
 
 
 def documented() -> list[str]:
-    """The errors of the table, variable parts as …."""
+    """The errors of the table, variable parts as …, without the GPU that a failure is said of."""
     table = GUIDE.partition("## What errors mean")[2]
     cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
-    return [error for cell in cells for error in re.findall(r"`([^`]+)`", cell)]
+    errors = [error for cell in cells for error in re.findall(r"`([^`]+)`", cell)]
+    return [error.removeprefix("GPU …: ") for error in errors]
 
 
 def templates(path: Path, *, raised: bool) -> Iterator[str]:
     """The strings of a file with … for what is filled in; of those `raised`, what errors say."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.Call):
-            continue
-        if raised and not (isinstance(node.func, ast.Name) and node.func.id in RAISERS):
-            continue
-        for text in node.args:
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                yield text.value
-            elif isinstance(text, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in text.values]
-                yield "".join(map(str, parts))
+        if not raised:
+            yield from template(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RAISERS:
+            for text in node.args:
+                yield from template(text)
+
+
+def template(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+        yield "".join(map(str, parts))
 
 
 def is_of(error: str, template: str) -> bool:
