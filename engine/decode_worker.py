@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from engine.child import die_with
 from engine.errors import Failure, SliceError
-from engine.sources.files import Content, read_content
+from engine.sources.files import Content, open_file
 from engine.sources.geometry import SIDE
 
 SLOT_BYTES = SIDE * SIDE * 3
@@ -76,12 +76,11 @@ def main() -> None:
     # These are loaded before the first file, so that no file pays for it or is blamed for their failure.
     import cv2
 
-    from engine.sources import read  # noqa: F401
-
     cv2.setNumThreads(1)
     ring = RingMemory.map(memory, slots, workers)
     control = ring.control[number]
     ring_side = socket.socket(fileno=channel)
+    pictures = _Pictures(control)
     ring_side.send(json.dumps(READY).encode())
     _silence_decoders()
     volumes: _Volumes | None = None
@@ -98,25 +97,38 @@ def main() -> None:
                 volumes = volumes or _Volumes(control)
                 outcomes.append(volumes.read(recipe, path.encode("latin-1"), numbers[place], pixels))
             else:
-                outcomes.append(_read_picture(path.encode("latin-1"), pixels, control))
+                outcomes.append(pictures.read(path.encode("latin-1"), pixels))
         control[TICKET] = 0
         ring_side.send(json.dumps([ticket, outcomes]).encode())
 
 
-def _read_picture(path: bytes, pixels: npt.NDArray[np.uint8], control: npt.NDArray[np.int64]) -> Outcome:
-    """Decode a file into `pixels` [256,256,3]."""
-    from engine.sources.read import decode_slice
+class _Pictures:
+    """Files of one picture; what is being read of one is told in the control area."""
 
-    content: Content | None = None
-    outcome: Outcome
-    try:
-        content = read_content(path)
-        control[IS_READ] = 1
-        outcome = decode_slice(content.data, pixels)
-    except Exception as error:
-        outcome = _pages(error, content) or _told(error)
-        pixels[...] = 0
-    return (*outcome, *_stamp(content))
+    def __init__(self, control: npt.NDArray[np.int64]) -> None:
+        from engine.sources.plain_tiff import PlainTiffs
+        from engine.sources.read import decode_slice
+
+        self._control = control
+        self._plain = PlainTiffs()
+        self._decode = decode_slice
+
+    def read(self, path: bytes, pixels: npt.NDArray[np.uint8]) -> Outcome:
+        """Decode a file into `pixels` [256,256,3]."""
+        content: Content | None = None
+        outcome: Outcome
+        try:
+            with open_file(path) as file:
+                if self._plain.read(file, pixels):
+                    return (*pixels.shape[:2], file.size, file.mtime_ns)
+                content = file.content()
+            self._control[IS_READ] = 1
+            outcome = self._decode(content.data, pixels)
+            self._plain.learn(content.data)
+        except Exception as error:
+            outcome = _pages(error, content) or _told(error)
+            pixels[...] = 0
+        return (*outcome, *_stamp(content))
 
 
 class _Volumes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 import cv2
 import numpy as np
@@ -85,16 +85,19 @@ class RowWriter:
                 raise cannot_write(self.out, error) from error
             reason = f"its mask cannot be written under this name ({error.strerror}); shorten or change it"
             return _quarantined_slice(piece, Failure("write", "name", reason))
-        row = self._scored(piece, float(scores.tumor_probability[position]), mask)
-        if probabilities is None or not self.probabilities:
-            return row
-        return replace(row, probability_path=shown(name_of("probabilities", row.stem)))
+        shows_probabilities = probabilities is not None and self.probabilities
+        return self._scored(piece, float(scores.tumor_probability[position]), mask, shows_probabilities)
 
     def _scored(
-        self, piece: DecodedSlice, probability: float, mask: npt.NDArray[np.uint8] | None
+        self,
+        piece: DecodedSlice,
+        probability: float,
+        mask: npt.NDArray[np.uint8] | None,
+        shows_probabilities: bool,
     ) -> SliceRow:
         file, stem = piece.file, self._stem(piece)
-        row = SliceRow(
+        has_file = mask is not None and self.masks
+        return SliceRow(
             order=file.order,
             slice=piece.index,
             volume=file.volume,
@@ -104,9 +107,10 @@ class RowWriter:
             mtime_ns=file.mtime_ns,
             tumor_probability=probability,
             stem=stem,
-            mask_path=shown(name_of("masks", stem)) if self.masks else "",
+            mask_path=shown(name_of("masks", stem)) if has_file else "",
+            probability_path=shown(name_of("probabilities", stem)) if shows_probabilities else "",
+            **_of_mask(mask),
         )
-        return with_mask(row, mask)
 
     def _write_files(
         self,
@@ -152,15 +156,32 @@ class RowWriter:
 
 def with_mask(row: SliceRow, mask: npt.NDArray[np.uint8] | None) -> SliceRow:
     """`row` of a scored slice with all that it says of its mask [h,w]; None where it has none."""
+    return replace(row, mask_path=row.mask_path if mask is not None else "", **_of_mask(mask))
+
+
+class _OfMask(TypedDict):
+    has_mask: int
+    mask_rle: str
+    mask_pixels: int
+    mask_fraction: float
+    bbox_x: int
+    bbox_y: int
+    bbox_w: int
+    bbox_h: int
+
+
+_NO_MASK: Final = _OfMask(
+    has_mask=0, mask_rle="", mask_pixels=0, mask_fraction=0.0, bbox_x=0, bbox_y=0, bbox_w=0, bbox_h=0
+)
+
+
+def _of_mask(mask: npt.NDArray[np.uint8] | None) -> _OfMask:
     if mask is None:
-        return replace(
-            row, has_mask=0, mask_path="", mask_rle="", mask_pixels=0, mask_fraction=0.0,
-            bbox_x=0, bbox_y=0, bbox_w=0, bbox_h=0,
-        )  # fmt: skip
+        return _NO_MASK
     x, y, width, height = box(mask)
     pixels = int(np.count_nonzero(mask))
-    return replace(
-        row, has_mask=1, mask_rle=encode(mask), mask_pixels=pixels, mask_fraction=pixels / mask.size,
+    return _OfMask(
+        has_mask=1, mask_rle=encode(mask), mask_pixels=pixels, mask_fraction=pixels / mask.size,
         bbox_x=x, bbox_y=y, bbox_w=width, bbox_h=height,
     )  # fmt: skip
 

@@ -27,10 +27,10 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     its owner may open it until then. Missing folders are made. `durable` flushes it to the disk before the
     rename. Raises OSError.
     """
-    temporary = path.with_name(f".tumorscan-{_PROCESS}-{os.getpid()}-{next(_numbers)}.tmp")
-    file = _create(temporary)
+    temporary = path.with_name(_temporary_name())
+    descriptor = _open_new(os.fsencode(temporary), os.fsencode(path.parent))
     try:
-        with file:
+        with open(descriptor, "wb") as file:
             yield file
             with suppress(PermissionError):  # a file system without permissions
                 os.fchmod(file.fileno(), _usual_mode())
@@ -41,6 +41,26 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
+        raise
+
+
+def write_whole(path: bytes, data: bytes | memoryview) -> None:
+    """Do what `replacing` does for a small file whose bytes are at hand, in less time. Raises OSError."""
+    folder = os.path.dirname(path)  # noqa: PTH120
+    temporary = os.path.join(folder, _temporary_name().encode())  # noqa: PTH118
+    descriptor = _open_new(temporary, folder)
+    try:
+        try:
+            while len(data) > (written := os.write(descriptor, data)):
+                data = data[written:]
+            with suppress(PermissionError):  # a file system without permissions
+                os.fchmod(descriptor, _usual_mode())
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)  # noqa: PTH104 - the names are bytes
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
         raise
 
 
@@ -66,17 +86,18 @@ def clean_stale(out: Path) -> int:
     return len(stale)
 
 
-def _create(path: Path) -> BinaryIO:
-    """Open a new file. Its folder is made only when it is missing, which spares a look at it every time."""
+def _temporary_name() -> str:
+    return f".tumorscan-{_PROCESS}-{os.getpid()}-{next(_numbers)}.tmp"
+
+
+def _open_new(path: bytes, folder: bytes) -> int:
+    """Open a new file. Its `folder` is made only when it is missing, which spares a look at it every time."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return open(path, "xb", opener=_private)
+        return os.open(path, flags, _PRIVATE)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "xb", opener=_private)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, _PRIVATE)
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        return os.open(path, flags, _PRIVATE)
 
 
 @functools.cache

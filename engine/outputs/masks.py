@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.outputs.atomic import replacing
+from engine.outputs.atomic import write_whole
+from engine.outputs.mask_png import encode_mask
 
 
 def write_mask(path: bytes, mask: npt.NDArray[np.uint8]) -> None:
@@ -18,7 +18,7 @@ def write_mask(path: bytes, mask: npt.NDArray[np.uint8]) -> None:
 
     Raises OSError; its `errno` tells a full disk (ENOSPC, EDQUOT) from a name that is too long.
     """
-    write_png(path, mask * np.uint8(255))
+    write_whole(path, encode_mask(mask))
 
 
 def box(mask: npt.NDArray[np.uint8]) -> tuple[int, int, int, int]:
@@ -36,5 +36,4 @@ def write_png(path: bytes, image: npt.NDArray[np.uint8]) -> None:
     encoded, data = cv2.imencode(".png", image)
     if not encoded:
         raise OSError(errno.EIO, "OpenCV cannot encode this image as PNG", os.fsdecode(path))
-    with replacing(Path(os.fsdecode(path))) as file:
-        file.write(data.data)
+    write_whole(path, data.data)

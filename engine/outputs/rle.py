@@ -8,6 +8,7 @@ plus 32 where more follow. pycocotools decodes the result: `mask.decode(json.loa
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Final
 
 import cv2
@@ -45,28 +46,27 @@ def run_lengths(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     left, _, width, _ = cv2.boundingRect(np.ascontiguousarray(mask))
     inside = np.zeros(width * height + 2, bool)  # between two zeros, which are outside
     inside[1:-1] = (mask[:, left : left + width].T != 0).ravel()
-    ends = [0, *(np.flatnonzero(inside[1:] != inside[:-1]) + left * height)]
-    if ends[-1] < mask.size:
-        ends.append(mask.size)
-    places = np.array(ends, np.int64)
+    turns = np.flatnonzero(inside[1:] != inside[:-1]) + left * height
+    ends = () if turns.size and turns[-1] == mask.size else (mask.size,)
+    places = np.concatenate(((0,), turns, ends)).astype(np.int64)
     return places[1:] - places[:-1]
 
 
 def _pack(counts: npt.NDArray[np.int64]) -> bytes:
     left = counts.copy()
     left[3:] -= counts[1:-2]
-    groups: list[npt.NDArray[np.uint8]] = []
-    lasts: list[npt.NDArray[np.bool_]] = []
-    goes_on = np.ones(len(left), bool)
-    while goes_on.any():
-        lasts.append(goes_on)
-        group = left & _GROUP
-        left >>= 5
-        goes_on = goes_on & np.where(group & _SIGN, left != -1, left != 0)
-        groups.append((group + _MORE * goes_on + _FIRST).astype(np.uint8))
-    if not groups:
-        return b""
-    return np.stack(groups, axis=1)[np.stack(lasts, axis=1)].tobytes()
+    return b"".join(map(_number, left.tolist()))
+
+
+@lru_cache(2**16)
+def _number(value: int) -> bytes:
+    packed = bytearray()
+    while True:
+        group, value = value & _GROUP, value >> 5
+        goes_on = value != -1 if group & _SIGN else value != 0
+        packed.append(group + _MORE * goes_on + _FIRST)
+        if not goes_on:
+            return bytes(packed)
 
 
 def _unpack(packed: bytes) -> npt.NDArray[np.int64]:

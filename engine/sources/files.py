@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.errors import Failure, SliceError
@@ -38,22 +40,47 @@ def io_failure(stage: str, error: OSError) -> Failure:
     return Failure(stage, _CODES.get(error.errno or 0, "io"), reason, transient=True)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file that is being read: its descriptor, and its size (bytes) and time when it was opened."""
+
+    descriptor: int
+    size: int
+    mtime_ns: int
+
+    def content(self) -> Content:
+        """All of its bytes. Raises SliceError `changed` where there are more or fewer; OSError."""
+        with open(self.descriptor, "rb", closefd=False) as file:
+            # One byte more than there are: a file that grows is told, and never read without end.
+            data = file.read(self.size + 1)
+        if len(data) != self.size:
+            raise _changed()
+        return Content(data, self.mtime_ns)
+
+
 def read_file(path: bytes) -> bytes:
     """The bytes of `read_content`."""
     return read_content(path).data
 
 
 def read_content(path: bytes) -> Content:
-    """Return the whole of a regular file.
+    """Return the whole of a regular file. Raises what `open_file` does."""
+    with open_file(path) as file:
+        return file.content()
 
-    Raises SliceError, stage `read`: the codes of `io_failure`, `not_a_file` (a pipe, a device), `too_large`,
-    and `changed` (transient) where somebody wrote the file meanwhile, so that it may be half the old one, or
-    put another in its place.
+
+@contextmanager
+def open_file(path: bytes) -> Iterator[OpenFile]:
+    """Open a regular file to be read, within the block, from its start.
+
+    Raises SliceError, stage `read`, for OSErrors within the block too: the codes of `io_failure`,
+    `not_a_file` (a pipe, a device), `too_large`, and `changed` (transient) where somebody wrote the file
+    meanwhile, so that what was read may be half the old one, or put another in its place.
     """
     try:
         # A pipe without a writer would block an ordinary open for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "")
@@ -62,12 +89,16 @@ def read_content(path: bytes) -> Content:
             if status.st_size > MAX_FILE_BYTES:
                 size = f"{status.st_size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
                 raise SliceError(Failure("read", "too_large", size))
-            # One byte more than there are: a file that grows is told, and never read without end.
-            data = file.read(status.st_size + 1)
+            yield OpenFile(descriptor, status.st_size, status.st_mtime_ns)
             after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise SliceError(io_failure("read", error)) from None
-    before = (status.st_size, status.st_size, status.st_mtime_ns, status.st_nlink)
-    if (len(data), after.st_size, after.st_mtime_ns, after.st_nlink) != before:
-        raise SliceError(Failure("read", "changed", CHANGED, transient=True))
-    return Content(data, status.st_mtime_ns)
+    before = (status.st_size, status.st_mtime_ns, status.st_nlink)
+    if (after.st_size, after.st_mtime_ns, after.st_nlink) != before:
+        raise _changed()
+
+
+def _changed() -> SliceError:
+    return SliceError(Failure("read", "changed", CHANGED, transient=True))

@@ -99,6 +99,30 @@ def read_tiff(data: bytes, directory: int | None = None) -> npt.NDArray[Any]:
     return image
 
 
+def place_of_pixels(data: bytes, height: int, width: int) -> int | None:
+    """Where in a TIFF of `height` x `width` pixels, which `read_tiff` reads, all of them lie as 8-bit RGB.
+
+    None of any other, and where they are not one piece.
+    """
+    page = _read_page(data, None)
+    as_asked = (
+        (page.one(_HEIGHT, 0), page.one(_WIDTH, 0)) == (height, width)
+        and not page.tiled
+        and _dtype(page) == np.uint8
+        and page.one(_PHOTOMETRIC, _BLACK_IS_ZERO) == _RGB
+        and page.one(_COMPRESSION, STORED) == STORED
+        and page.one(_SAMPLES, 1) == 3
+        and page.one(_PLANAR, 1) == 1
+    )
+    if not as_asked:
+        return None
+    grid = _Grid.of(page, 1)
+    first, *others = page.tags[_STRIP_OFFSETS][: len(grid)]
+    strip_bytes = grid.rows * width * 3
+    in_one_piece = all(at == first + number * strip_bytes for number, at in enumerate(others, 1))
+    return first if in_one_piece else None
+
+
 def page_directories(data: bytes) -> list[int]:
     """Where in the file the directory of each page stands; thumbnails and transparency masks are no pages.
 
