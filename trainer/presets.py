@@ -131,7 +131,16 @@ PRESETS: Mapping[tuple[str, Kind], Preset] = MappingProxyType(
         ("article", "segmenter"): _ARTICLE,
         ("best", "classifier"): _BEST_CLASSIFIER,
         ("best", "segmenter"): replace(
-            _BEST_CLASSIFIER, slices="0.25", learning_rate=2e-3, epochs=40, momentum=0.97, label_smoothing=0.0
+            _BEST_CLASSIFIER,
+            slices="0.25",
+            epochs=30,
+            learning_rate=2e-3,
+            ema=0.995,
+            momentum=0.97,
+            loss="tversky+bce",
+            alpha=0.6,
+            label_smoothing=0.0,
+            monitor="val_dice",
         ),
     }
 )
