@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -102,6 +103,13 @@ ssize_t write(int fd, const void *from, size_t n) { REAL(write); return hit_fd("
     ssize_t name(int fd, const void *from, size_t n, off at) { \
         REAL(name); return hit_fd("write", fd) ? -1 : real(fd, from, n, at); }
 PREAD(pread, off_t) PREAD(pread64, off64_t) PWRITE(pwrite, off_t) PWRITE(pwrite64, off64_t)
+#define PREADV(name, off) \
+    ssize_t name(int fd, const struct iovec *to, int n, off at) { \
+        REAL(name); return hit_fd("read", fd) ? -1 : real(fd, to, n, at); }
+#define PREADV2(name, off) \
+    ssize_t name(int fd, const struct iovec *to, int n, off at, int flags) { \
+        REAL(name); return hit_fd("read", fd) ? -1 : real(fd, to, n, at, flags); }
+PREADV(preadv, off_t) PREADV(preadv64, off64_t) PREADV2(preadv2, off_t) PREADV2(preadv64v2, off64_t)
 int fsync(int fd) { REAL(fsync); return hit_fd("sync", fd) ? -1 : real(fd); }
 int fdatasync(int fd) { REAL(fdatasync); return hit_fd("sync", fd) ? -1 : real(fd); }
 int ftruncate(int fd, off_t n) { REAL(ftruncate); return hit_fd("truncate", fd) ? -1 : real(fd, n); }
