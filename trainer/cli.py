@@ -214,7 +214,7 @@ def evaluate_command(
     found.save(folder)
     console = Console(highlight=False, soft_wrap=True)
     console.print(terminal_table(found.measures, str(results), found.join.notes()))
-    written = ["volumes.csv", "slices.csv", *_draw_measures(found.measures, folder, found.gate_threshold)]
+    written = ["dice.csv", "slices.csv", *_draw_measures(found.measures, folder, found.gate_threshold)]
     rows = choose_rows(found.measures.slices)
     if len(rows):
         comparison_picture(rows, folder / "comparison.png")
@@ -241,7 +241,7 @@ def pool_command(
     notes = [f"{len(found.folds)} folds, {found.patients} of {found.of_patients} patients"]
     console = Console(highlight=False, soft_wrap=True)
     console.print(terminal_table(found.measures, "cross-validated", notes))
-    written = ["cross-validated.md", "volumes.csv", *_draw_measures(found.measures, out, None)]
+    written = ["cross-validated.md", "dice.csv", *_draw_measures(found.measures, out, None)]
     console.print(f"{out / POOL_FILE}, {', '.join(written)}")
 
 

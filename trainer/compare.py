@@ -70,9 +70,9 @@ class Row:
             content = read_evaluation(judged)
             metrics, flips = content["metrics"], content["inputs"].get("flips") or "none"
         try:
-            volumes = pd.read_csv(judged / "volumes.csv", dtype={"patient_id": str}).set_index("patient_id")
+            volumes = pd.read_csv(judged / "dice.csv", dtype={"patient_id": str}).set_index("patient_id")
         except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{judged} has no readable volumes.csv ({error}): evaluate again") from error
+            raise UsageError(f"{judged} has no readable dice.csv ({error}): evaluate again") from error
         return cls(name or judged.name, metrics, flips, volumes, tuple(map(Trained.read, runs)))
 
 
@@ -145,7 +145,7 @@ def difference(base: pd.Series, other: pd.Series, seed: int = 0) -> Difference:
 
 
 def _against(base: Row, row: Row, column: str, seed: int) -> tuple[str, str]:
-    """Mean of a column of volumes.csv and its difference to the baseline's; "" where it is not known."""
+    """Mean of a column of dice.csv and its difference to the baseline's; "" where it is not known."""
     known = [column in each.volumes and each.volumes[column].notna().all() for each in (base, row)]
     mean = f"{row.volumes[column].mean():.3f}" if known[1] else ""
     if row is base or not all(known):

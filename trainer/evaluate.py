@@ -52,7 +52,7 @@ class Evaluation:
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes evaluation.json, volumes.csv, slices.csv and, where ungated masks are known, operating.csv.
+        """Writes evaluation.json, dice.csv, slices.csv and, where ungated masks are known, operating.csv.
 
         Raises MachineError where it cannot.
         """
@@ -61,7 +61,7 @@ class Evaluation:
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / "evaluation.json").write_text(self.as_json(), encoding="utf-8")
-            found.volumes.to_csv(target / "volumes.csv", index=False, lineterminator="\n")
+            found.volumes.to_csv(target / "dice.csv", index=False, lineterminator="\n")
             found.slices[[*KEPT, *PATHS]].to_csv(target / "slices.csv", index=False, lineterminator="\n")
             if found.operating is not None:
                 found.operating.to_csv(target / "operating.csv", index=False, lineterminator="\n")
@@ -71,12 +71,16 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What run.json says, None for what it does not; `flips` as "none" or "all, classifier too"."""
+    """What run.json says, None for what it does not; `flips` as "none" or "all, classifier too".
+
+    `shard` is 3/16 where the slices are a part of the input only.
+    """
 
     gated: bool | None
     gate: float | None
     bundle_sha256: str | None
     flips: str
+    shard: str | None = None
 
 
 def measures_as_json(found: Measures) -> dict[str, Any]:
@@ -138,6 +142,7 @@ def evaluate(
             "ungated": None if ungated is None else os.fspath(ungated),
             "bundle_sha256": run.bundle_sha256,
             "flips": run.flips,
+            "shard": run.shard,
             "split": None if split is None else os.fspath(split),
             "split_sha256": None if chosen is None else chosen.sha256,
             "split_kind": None if chosen is None else chosen.kind,
@@ -219,7 +224,14 @@ def _run(results_dir: Path) -> _Run:
     if not gated:
         log.info("%s was scored without a gate: the confusion at the gate is left out", results_dir)
     flips = str(point.get("flips", "none")) + (", classifier too" if point.get("flip_classifier") else "")
-    return _Run(gated, gate if gated else None, sha256, flips)
+    shard = content.get("shard")
+    if shard is not None:
+        log.warning(
+            "%s is shard %s, a part of its input only: merge all shards (tumorscan merge) to judge the whole",
+            results_dir,
+            shard,
+        )
+    return _Run(gated, gate if gated else None, sha256, flips, shard)
 
 
 def _passed(slices: pd.DataFrame, gate: float) -> Booleans:

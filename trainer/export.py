@@ -24,7 +24,7 @@ from engine.cascade import OperatingPoint
 from engine.errors import Failure, MachineError, UsageError
 from engine.parity import CPU_LIMITS
 from engine.runners.onnxruntime import OnnxRuntimeRunner
-from engine.score import Options, score
+from engine.scoring import Options, score
 from engine.trial import open_cascade, read_slices, trial
 from trainer.calibration import choose_temperature, tempered
 from trainer.card import Card, Settings, write_card

@@ -58,7 +58,7 @@ class Pool:
         return len(self.measures.volumes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes cross-validated.json and .md, volumes.csv and, where gates can be compared, operating.csv.
+        """Writes cross-validated.json and .md, dice.csv and, where gates can be compared, operating.csv.
 
         Raises MachineError where it cannot.
         """
@@ -79,7 +79,7 @@ class Pool:
             (target / POOL_FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
             tables = [*self.as_markdown(), "", *markdown_failures(self.measures.volumes, self.groups)]
             (target / POOL_FILE).with_suffix(".md").write_text("\n".join(tables) + "\n")
-            self.measures.volumes.to_csv(target / "volumes.csv", index=False, lineterminator="\n")
+            self.measures.volumes.to_csv(target / "dice.csv", index=False, lineterminator="\n")
             if self.measures.operating is not None:
                 self.measures.operating.to_csv(target / "operating.csv", index=False, lineterminator="\n")
         except OSError as error:

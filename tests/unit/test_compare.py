@@ -33,7 +33,7 @@ def write_judged(folder: Path, dice: dict[str, float], flips: str = "none", **co
     content = {"format": 2, "inputs": {"flips": flips}, "metrics": metrics}
     (folder / "evaluation.json").write_text(json.dumps(content))
     table = {"patient_id": list(dice), "slices": 9, "tp": 5, "fn": 2, "dice": values, **columns}
-    pd.DataFrame(table).to_csv(folder / "volumes.csv", index=False)
+    pd.DataFrame(table).to_csv(folder / "dice.csv", index=False)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_a_table_tells_changes_differences_and_cost(
     write_judged(tmp_path / "one", BASE, dice_ungated=[0.9, 0.5, 0.3, 0.8])
     write_judged(tmp_path / "two", BETTER, dice_ungated=[0.9, 0.5, 0.3, 0.9])
     write_run(tmp_path / "seg1", best)
-    write_run(tmp_path / "seg2", with_settings(best, {"loss": "tversky+bce", "augmentation.elastic": "0"}))
+    write_run(tmp_path / "seg2", with_settings(best, {"loss": "focal-tversky", "augmentation.elastic": "0"}))
     write_run(tmp_path / "cls", PRESETS[("best", "classifier")], "classifier")
     compare_command(
         [f"best={tmp_path}/one,{tmp_path}/seg1,{tmp_path}/cls", f"{tmp_path}/two,{tmp_path}/seg2"]
@@ -94,7 +94,7 @@ def test_a_table_tells_changes_differences_and_cost(
     assert one == ["best", "0.650 (0.700)", "0.400 to 0.900", "", "0.625", "", "0.500", "", "2,400", "2.00"]
     elastic = best.augmentation.elastic if best.augmentation else None
     assert two[0] == (
-        f"two; segmenter augmentation.elastic 0 ({elastic:g}); segmenter loss tversky+bce (focal-tversky)"
+        f"two; segmenter augmentation.elastic 0 ({elastic:g}); segmenter loss focal-tversky (tversky+bce)"
     )
     assert two[3].startswith("+0.045 (0.0")
     assert two[5].startswith("+0.025 (0.000 to 0.")
@@ -141,6 +141,6 @@ def test_a_folder_that_is_no_evaluation_or_no_run_is_refused(tmp_path: Path) -> 
         Row.read(str(tmp_path))
     with pytest.raises(UsageError, match="no finished run of `tumorscan train`"):
         Row.read(f"{one},{tmp_path}")
-    (one / "volumes.csv").unlink()
-    with pytest.raises(UsageError, match=r"no readable volumes\.csv"):
+    (one / "dice.csv").unlink()
+    with pytest.raises(UsageError, match=r"no readable dice\.csv"):
         Row.read(str(one))

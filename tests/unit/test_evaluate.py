@@ -500,7 +500,7 @@ def test_the_files_hold_what_was_found(tmp_path: Path, data: Path, results: Path
     }
     assert "empty" in content["conventions"]
     assert [each["slices"] for each in content["reliability"]] == [0, 1, 1, 0, 0, 0, 0, 1, 1, 1]
-    volumes = pd.read_csv(tmp_path / "report" / "volumes.csv")
+    volumes = pd.read_csv(tmp_path / "report" / "dice.csv")
     assert volumes["patient_id"].tolist() == [CS, DU]
     assert list(pd.read_csv(tmp_path / "report" / "slices.csv")) == [*KEPT, *PATHS]
     assert not (tmp_path / "report" / "operating.csv").exists()

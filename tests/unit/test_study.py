@@ -80,7 +80,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory, data: Path) -> list[Path]:
 
 def test_pooled_volumes_are_those_of_the_folds(folds: list[Path]) -> None:
     pooled = pool(folds)
-    apart = pd.concat([pd.read_csv(folder / "volumes.csv") for folder in folds], ignore_index=True)
+    apart = pd.concat([pd.read_csv(folder / "dice.csv") for folder in folds], ignore_index=True)
     pd.testing.assert_frame_equal(pooled.measures.volumes, apart, check_dtype=False)
     assert (pooled.patients, pooled.of_patients, len(pooled.folds)) == (6, 6, 3)
     dice = pooled.measures.metrics["volume"]["dice"]
