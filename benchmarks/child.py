@@ -1,4 +1,4 @@
-"""One run of `engine.score` in a process of its own, watched from outside and inside."""
+"""One run of `engine.scoring` in a process of its own, watched from outside and inside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Job:
     """What to score and how, as `engine.run.Options` has it.
 
     `null` puts models in that compute nothing, `cores` keeps it on the first so many, `stages` watches where
-    the CPU time goes, which costs a little itself: not for runs whose rate counts.
+    the CPU time goes, which costs a little itself: not for runs whose rate counts. `ray` is a cluster's
+    address.
     """
 
     inputs: list[str]
@@ -35,6 +36,7 @@ class Job:
     null: bool = False
     cores: int | None = None
     stages: bool = False
+    ray: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def main() -> None:
     from benchmarks.null import null_models
     from benchmarks.stages import CpuByStage
     from engine.pipeline import Totals
-    from engine.score import Options, Watcher, score
+    from engine.scoring import Options, Watcher, score
 
     commits: list[tuple[float, int]] = []
 
@@ -111,6 +113,7 @@ def main() -> None:
         workers=job.workers,
         backend=job.backend,
         precision=job.precision,
+        ray=job.ray,
     )
     with ExitStack() as stack:
         if job.null:

@@ -27,6 +27,7 @@ def draw(result: Result, path: Path) -> None:
         "host": _host,
         "scaling": _scaling,
         "gpu_check": draw_gpu,
+        "cluster": _cluster,
     }
     with mpl.rc_context({"svg.hashsalt": "tumorscan", "font.size": 9, "axes.spines.right": False}):
         mpl.rcParams["axes.spines.top"] = False
@@ -90,6 +91,13 @@ def _host(figure: Any, result: Result) -> None:
     stages.sort(key=lambda row: row.median("CPU") or 0.0)
     right.barh([row.of["stage"] for row in stages], [row.median("CPU") or 0.0 for row in stages], color=OURS)
     right.set_xlabel("CPU, us a slice")
+
+
+def _cluster(figure: Any, result: Result) -> None:
+    axes = figure.add_subplot()
+    places = [row.of["on"] for row in result.rows]
+    axes.barh(places, [row.median("rate") or 0.0 for row in result.rows])
+    axes.set_xlabel("slices a second")
 
 
 def _scaling(figure: Any, result: Result) -> None:

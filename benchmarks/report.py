@@ -25,6 +25,7 @@ TITLES: Final[dict[Name, str]] = {
     "host": "Everything but the models",
     "scaling": "From a thousand files to a million",
     "gpu_check": "On a GPU",
+    "cluster": "What a Ray cluster costs",
 }
 
 
@@ -91,6 +92,7 @@ def _body(result: Result) -> list[str]:
         "host": (tables.host_pipeline, tables.cpu_by_stage, tables.host_parts),
         "scaling": (tables.scaling,),
         "gpu_check": (lambda result: "\n\n".join(gpu_tables(result)),),
+        "cluster": (tables.cluster,),
     }
     parts += [table for make in made[result.benchmark] if (table := make(result))]
     parts += [f"![{TITLES[result.benchmark]}]({result.benchmark}.svg)"]

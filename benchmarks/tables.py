@@ -111,6 +111,18 @@ def scaling(result: Result) -> str:
     return _table(["files", "layout", *names], lines)
 
 
+def cluster(result: Result) -> str:
+    """A row a place where the same slices were scored."""
+    names = {
+        "slices a second": "rate",
+        "of the rate alone": "of the rate alone",
+        "start-up, s": "start-up",
+        "whole command, s": "whole command",
+    }
+    lines = [[row.of["on"], *(_number(row.median(name)) for name in names.values())] for row in result.rows]
+    return _table(["on", *names], lines)
+
+
 def notes(result: Result) -> str:
     """What was left out, and why."""
     return "\n".join(f"- {note}" for note in result.notes)

@@ -30,7 +30,7 @@ from engine.bench import (
 )
 from engine.errors import TumorscanError
 from engine.run import BLOCK, Options, Plan
-from engine.score import open_models, survey
+from engine.scoring import open_models, survey
 
 BOUND_SECONDS: Final = 8.0
 TRIAL_SLICES: Final = 64

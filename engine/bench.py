@@ -33,8 +33,8 @@ from engine.ring import DecodedBlock, DecodedSlice, Ring
 from engine.rows import RowWriter
 from engine.run import LEDGER, PROOF_SLICES, Options, Plan
 from engine.runners.base import SIDE, Images
-from engine.score import Watcher, score, survey
 from engine.scorer import HostScorer, Scorer
+from engine.scoring import Watcher, score, survey
 from engine.settle import with_devices
 from engine.sources.discovery import Discovery, SourceFile
 from engine.sources.reader import VolumeReader

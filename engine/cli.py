@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import traceback
@@ -10,9 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from engine import __version__
-from engine.commands import bench, build, doctor, engines, parity, report, score
+from engine.commands import bench, build, doctor, engines, merge, parity, report, score
 from engine.commands.examples import add_examples
-from engine.commands.screen import lasting
+from engine.commands.screen import complaint, lasting, speak_json
 from engine.errors import TumorscanError
 
 BUG_STATUS = 1
@@ -27,6 +28,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command and exit with its status (each command's --help names them)."""
+    if re.search(r"(^|\0)--log-format[=\0]json(\0|$)", "\0".join(sys.argv)):
+        speak_json()  # from the first word that is wrong on
     try:
         status = whole_app()(standalone_mode=False)
     except TumorscanError as error:
@@ -47,7 +50,7 @@ def whole_app() -> typer.Typer:
     import trainer.cli
 
     if not app.registered_commands:
-        for command in (score, report, bench, doctor, build, engines, parity):
+        for command in (score, merge, report, bench, doctor, build, engines, parity):
             command.register(app)
         trainer.cli.register(app)
         add_examples(app)
@@ -65,7 +68,7 @@ def top(
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    typer.echo("tumorscan: " + " ".join(text.split()), file=lasting(sys.stderr))
+    typer.echo(complaint(text, status), file=lasting(sys.stderr), nl=False)
     sys.exit(status)
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -51,6 +51,15 @@ def flush(folder: Path) -> None:
             raise OSError(code, os.strerror(code), os.fspath(folder))
     finally:
         os.close(descriptor)
+
+
+def flush_all(folders: Iterable[Path]) -> None:
+    """`flush` those of `folders` that are there. MachineError where it cannot be done."""
+    for folder in filter(Path.exists, folders):
+        try:
+            flush(folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> MachineError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -10,26 +9,27 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from engine.expected import Expected
 from engine.ledger import Counts
 from engine.pipeline import Totals
-from engine.score import Options, Outcome, Plan, Watcher, count_slices
-from engine.text import shown
+from engine.run import Options, Outcome, Plan
+from engine.sources.shards import Shard
+from engine.watcher import Watcher
 
 LINE_SECONDS = 10.0
 
 
 class Display(Watcher):
-    """Shows a run on `console`; the input is counted beside it, so that the time left can be told."""
+    """Shows a run on `console`, and the time left where it is known how many slices are expected."""
 
-    def __init__(self, options: Options, console: Console, *, quiet: bool) -> None:
+    def __init__(self, options: Options, console: Console, expected: Expected, *, quiet: bool) -> None:
         self.options = options
         self.console = console
         self.quiet = quiet
         self.before = 0
-        self.expected: int | None = None
+        self.expected = expected
         self.last_line = time.monotonic()
         self.step = ""
-        self.over = threading.Event()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -42,16 +42,17 @@ class Display(Watcher):
         self.task = self.bar.add_task("loading the models", total=None, figures="")
 
     def begins(self, plan: Plan, counts: Counts) -> None:
-        """Say what will be done, and begin to count."""
+        """Say what will be done."""
         self.before = counts.ok + counts.quarantined
         if not self.quiet:
             bits = ", ".join(dict.fromkeys(plan.precision))
             why = f": {plan.why}" if plan.why else ""
             goes_on = f", continuing after {self.before:,} slices" if plan.continued else ""
+            if self.options.shard is not None:
+                self.console.print(f"shard {_part(self.options.shard)}", soft_wrap=True)
             self.console.print(
                 f"{plan.bundle.manifest.name} on {plan.backend} ({bits}){goes_on}{why}", soft_wrap=True
             )
-            threading.Thread(target=self._count, daemon=True, name="counter").start()
 
     def prepares(self, text: str, done: float | None) -> None:
         """Say what a GPU waits for: in the bar, or a line for each step."""
@@ -73,13 +74,14 @@ class Display(Watcher):
             return
         now = time.monotonic()
         rate = totals.slices / max(now - totals.started, 1e-9)
-        left = None if self.expected is None else max(0, self.expected - self.before - totals.slices)
+        expected = self.expected.slices
+        left = None if expected is None else max(0, expected - self.before - totals.slices)
         if self.console.is_terminal:
             figures = f"{self.before + totals.slices:,} slices  {rate:,.1f}/s"
             self.bar.update(
                 self.task,
                 description="scoring",
-                total=self.expected,
+                total=expected,
                 completed=self.before + totals.slices,
                 figures=figures,
             )
@@ -92,12 +94,6 @@ class Display(Watcher):
                 soft_wrap=True,
             )
 
-    def _count(self) -> None:
-        try:
-            self.expected = count_slices(self.options, self.over)
-        except Exception:  # the run itself meets the same and reports it
-            return
-
     def __enter__(self) -> Self:
         self.bar.start()
         return self
@@ -105,7 +101,6 @@ class Display(Watcher):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.over.set()
         self.bar.stop()
 
 
@@ -114,7 +109,8 @@ def closing_table(outcome: Outcome) -> str:
     counts, totals = outcome.counts, outcome.totals
     slices = counts.ok + counts.quarantined
     # Not rich's table: it squeezes a path that is wider than the screen, which nobody can copy then.
-    rows = {
+    rows = {} if outcome.shard is None else {"shard": _part(outcome.shard)}
+    rows |= {
         "slices": f"{slices:,} ({counts.ok:,} scored, {counts.quarantined:,} quarantined)",
         "with a mask": f"{counts.has_mask:,}",
     }
@@ -127,11 +123,15 @@ def closing_table(outcome: Outcome) -> str:
     if totals.slices:
         rows["this call"] = f"{totals.slices:,} slices in {_duration(totals.seconds)}"
         rows["throughput"] = f"{outcome.slices_per_second:,.1f} slices a second, disk to disk"
-    rows["results"] = shown(outcome.out / "results.csv")
+    rows["results"] = f"{outcome.place}/results.csv"
     if counts.quarantined:
-        rows["quarantine"] = shown(outcome.out / "errors.csv")
+        rows["quarantine"] = f"{outcome.place}/errors.csv"
     widest = max(map(len, rows))
     return "\n".join(f"{name:<{widest}}  {value}" for name, value in rows.items())
+
+
+def _part(shard: Shard) -> str:
+    return f"{shard.text}: A PART ONLY; tumorscan merge puts all {shard.count:,} together"
 
 
 def _duration(seconds: float) -> str:

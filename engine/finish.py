@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ from engine.rows import name_of, with_mask
 from engine.text import shown
 from engine.volumes import Kind, Space, find_space, kind_of, write_mask_volume
 
-_CLEANED: Final = "cleaned"
+CLEANED: Final = "cleaned"
 """Of the ledger's notes: masks on the disk may be those of an earlier end, which dropped other components."""
 _OVERRULED_AT_ONCE: Final = 512
 _ENDINGS: Final[dict[Kind, bytes]] = {"nifti": b"_mask.nii.gz", "dicom": b"_mask.dcm"}
@@ -47,7 +47,8 @@ Pair = tuple[SliceRow, SliceRow]
 class Finish:
     """What a run leaves in `out` beside its slices' files; the command's options of the same names explain.
 
-    `names` is where the list of who is who is kept, with `pseudonyms`.
+    `names` is where the list of who is who is kept, with `pseudonyms`. `made` are volumes whose row and mask
+    are there already, by the name in the table.
     """
 
     out: Path
@@ -58,6 +59,7 @@ class Finish:
     keep_patient: bool = False
     pseudonyms: Pseudonyms | None = None
     names: Path | None = None
+    made: Mapping[str, VolumeRow] = field(default_factory=dict)
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -75,8 +77,8 @@ def finish(ledger: Ledger, how: Finish, *, whole: bool = True) -> None:
     ledger.stack()
     restores = False
     if not how.components.keeps_all:
-        restores = bool(ledger.get_meta(_CLEANED))
-        ledger.set_meta(_CLEANED, True)
+        restores = bool(ledger.get_meta(CLEANED))
+        ledger.set_meta(CLEANED, True)
     faults: list[MachineError] = []
     write_volumes(
         (
@@ -98,17 +100,24 @@ def _finish_volume(
     ledger: Ledger, how: Finish, volume: str, *, whole: bool, restores: bool, faults: list[MachineError]
 ) -> VolumeRow:
     """Drop what the rule drops, write the mask as a volume, and give the row of volumes.csv."""
+    name = volume if how.pseudonyms is None else how.pseudonyms.of_path(volume)
+    made = how.made.get(name)
+    if made is not None and how.components.keeps_all:
+        return made
     masks = (decode(row.mask_rle) if row.mask_rle else None for row in _scored(ledger, volume))
     found = find_components(masks)
     space = Space("pictures")
-    try:
-        space = _space_of(ledger, volume, any_mask=len(found.voxels) > 0)
-    except MachineError as error:
-        faults.append(error)
+    if made is None or how.components.ml:
+        try:
+            space = _space_of(ledger, volume, any_mask=len(found.voxels) > 0)
+        except MachineError as error:
+            faults.append(error)
     kept = how.components.kept(found.voxels, space.voxel_ml)
     left = partial(_left, ledger, volume, found, kept)
     if not how.components.keeps_all:
         _overrule(ledger, how, left(), restores=restores)
+    if made is not None:
+        return made
     tally = Tally()
     for _, row in left():
         tally.add(row)
@@ -122,7 +131,7 @@ def _finish_volume(
         note = "; ".join(filter(None, (note, "all components kept: the spacing is unknown")))
     sizes = found.voxels[kept]
     return tally.row(
-        volume if how.pseudonyms is None else how.pseudonyms.of_path(volume),
+        name,
         components=len(sizes),
         largest=int(sizes.max(initial=0)),
         voxel_ml=space.voxel_ml,

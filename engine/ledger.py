@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, Self, cast
 import numpy as np
 
 from engine import ledger_file
-from engine.disk import cannot_write, flush
+from engine.disk import flush_all
 from engine.errors import MachineError
 from engine.ledger_file import checksum, persistently, plain_errors
 from engine.lock import RunLock
@@ -161,7 +161,7 @@ class Ledger:
     def commit(self, rows: Sequence[SliceRow]) -> None:
         """Store `rows` in one transaction; a row that was there is replaced. MachineError on a full disk."""
         if any(row.mask_path or row.has_mask for row in rows):
-            self._flush()
+            flush_all(self._folders)
         stored = [(*values, checksum(values)) for values in map(_stored, rows)]
         self._write(lambda connection: connection.executemany(_INSERT, stored))
 
@@ -225,6 +225,10 @@ class Ledger:
         """Have `rows` give these instead of what is committed, until the ledger is closed."""
         stored = [(*values, checksum(values)) for values in map(_stored, rows)]
         self._write(lambda connection: connection.executemany(_OVERRULE, stored))
+
+    def emptied(self) -> list[bytes]:
+        """The stems of slices that were overruled to have no mask."""
+        return [stem for (stem,) in self._fetch("SELECT stem FROM overruled WHERE has_mask = 0", ())]
 
     def counts(self) -> Counts:
         """Count the slices, as committed or as overruled.
@@ -302,13 +306,6 @@ class Ledger:
         instead = {(row.order, row.slice): row for row in found}
         return [instead.get((row.order, row.slice), row) for row in rows]
 
-    def _flush(self) -> None:
-        for folder in filter(Path.exists, self._folders):
-            try:
-                flush(folder)
-            except OSError as error:
-                raise cannot_write(folder, error) from error
-
 
 def stored_identity(path: Path) -> dict[str, object] | None:
     """The identity of the run that `path` records, or None where there is no ledger yet.
@@ -326,27 +323,38 @@ def has_rows(path: Path) -> bool:
     return bool(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
 
 
+def stored_meta(path: Path) -> dict[str, object]:
+    """All that is kept under keys in the ledger of `stored_identity`, where it is what was written."""
+
+    def look(connection: sqlite3.Connection) -> dict[str, object]:
+        keys = [key for (key,) in connection.execute("SELECT key FROM meta ORDER BY key")]
+        return {key: ledger_file.read_meta(connection, key) for key in keys}
+
+    return cast("dict[str, object]", _peek(path, look))
+
+
 def stored_count(path: Path) -> int:
     """How many rows the ledger of `stored_identity` has; as that otherwise."""
     query = "SELECT count(*) FROM slices"
     return int(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
 
 
-def stored_rows(path: Path, batch: int = 4096) -> Iterator[SliceRow]:
+def stored_rows(path: Path, batch: int = 4096, *, skips_damaged: bool = False) -> Iterator[SliceRow]:
     """Every row of the ledger of `stored_identity`, in order, `batch` read at a time; as that otherwise.
 
     A run may go on meanwhile: some of the rows that it adds are then among them. Raises MachineError at a row
-    that is not what was written.
+    that is not what was written, unless it is to skip those.
     """
     after: tuple[object, ...] = (b"", -1)
     query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
     while page := _peek(path, partial(_all, query=query, arguments=(*after, batch))):
         for *values, found in page:
-            if checksum(values) != found:
+            if checksum(values) == found:
+                yield _row(values)
+            elif not skips_damaged:
                 raise MachineError(
                     f"{path}: a row is damaged: `tumorscan score` of the same run scores its slice again"
                 )
-            yield _row(values)
         after = page[-1][:2]
 
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 
 from engine.backend import Runtime
 from engine.cascade import Cascade
+from engine.cloud.addresses import Address, longest_name
 from engine.errors import MachineError, UsageError
+from engine.outputs.leftovers import FOLDERS
+from engine.outputs.pseudonyms import Pseudonyms
 from engine.pipeline import SCORED_AHEAD, WRITERS
 from engine.ring import CHUNK_FILES, CHUNKS_AHEAD, Ring
+from engine.rows import RowWriter
 from engine.run import Options, Plan
 from engine.runners import open_runner
 from engine.scorer import HostScorer, Scorer
@@ -77,6 +81,24 @@ def open_models(plan: Plan) -> Iterator[Cascade]:
         yield Cascade(
             flips.over(classifier, "classifier"), flips.over(segmenter, "segmenter"), plan.operating
         )
+
+
+def writer_for(options: Options) -> RowWriter:
+    """What writes the files of slices, and their rows, in a run of these options."""
+    return RowWriter(
+        options.out,
+        masks=options.masks == "png",
+        overlays=options.overlays,
+        probabilities=options.save_probabilities,
+        tidy=any((options.out / name).exists() for name in FOLDERS),
+        pseudonyms=pseudonyms_of(options),
+        longest=None if options.store is None else longest_name(Address.parse(options.store)),
+    )
+
+
+def pseudonyms_of(options: Options) -> Pseudonyms | None:
+    """Those that stand for names in what a run of these options writes; None for none."""
+    return None if options.anonymise is None else Pseudonyms.open(options.anonymise)
 
 
 def scorers(plan: Plan) -> int:

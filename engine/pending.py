@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,6 +16,7 @@ from engine.sources.entries import pages_of
 from engine.sources.files import read_file
 from engine.sources.tiff import page_directories
 from engine.sources.volumes import Volume
+from engine.stop import StoppedError
 
 PAGE = 4096
 """Slices of the ledger that are held at a time."""
@@ -30,6 +32,7 @@ class Pending:
     with `retry`; one that is gone loses its row (kept without `forgets`). A file of which a row was damaged
     is given as if it had none. With `limit` the walk ends after that many slices of the input, scored or not
     (a picture that has pages is one of them). `stop` ends it early; `finished` tells that it came to its end.
+    `read` gives the bytes of a file.
     """
 
     entries: Iterable[SourceFile | Unlisted]
@@ -38,6 +41,7 @@ class Pending:
     limit: int | None = None
     forgets: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
+    read: Callable[[bytes], bytes] = read_file
     seen: int = 0
     finished: bool = False
     _at: bytes = b""
@@ -48,6 +52,10 @@ class Pending:
     _at_end: bool = False
 
     def __iter__(self) -> Iterator[SourceFile | Unlisted]:
+        with suppress(StoppedError):  # a walk that waits for something may be ended while it does
+            yield from self._walk()
+
+    def _walk(self) -> Iterator[SourceFile | Unlisted]:
         for entry in islice(self.entries, self.limit):
             if self.stop.is_set():
                 return
@@ -131,7 +139,7 @@ class Pending:
     def _pages(self, entry: SourceFile) -> list[SourceFile]:
         """The pages of a picture of which some are known. Raises UsageError where they cannot be counted."""
         try:
-            return pages_of(entry, len(page_directories(read_file(entry.path))))
+            return pages_of(entry, len(page_directories(self.read(entry.path))))
         except SliceError as error:
             row = next(iter(self._rows.values()))
             raise _refused(row, "can no longer be read", error.failure.message) from None

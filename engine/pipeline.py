@@ -13,15 +13,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from engine.busy import Busy
 from engine.cascade import Scores
-from engine.ledger import Ledger, SliceRow
+from engine.ledger import SliceRow
 from engine.ring import DecodedBlock, Ring
 from engine.rows import RowWriter
 from engine.scorer import Scorer
@@ -43,13 +44,14 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Totals:
-    """What this call did: slices by outcome, and monotonic times in seconds."""
+    """What this call did: slices by outcome, monotonic times in seconds, and how busy its stages were."""
 
     ok: int = 0
     quarantined: int = 0
     has_mask: int = 0
     started: float = 0.0
     ended: float = 0.0
+    busy: Busy = field(default_factory=Busy)
 
     @property
     def slices(self) -> int:
@@ -70,25 +72,41 @@ class Totals:
         self.ended = time.monotonic()
 
 
+class Keeper(Protocol):
+    """Where rows are kept: the ledger, or on a cluster the way to it."""
+
+    def commit(self, rows: Sequence[SliceRow]) -> None:
+        """Keep `rows` for good. Raises MachineError where that cannot be."""
+
+
 @dataclass(slots=True)
 class Pipeline:
     """One run's moving parts. `run` returns when everything is committed, or when `stop` asked it to.
 
     Args:
-        entries: files still to score, in order; may raise, which ends the run after what is under way.
+        entries: files still to score, in order; may raise, which ends the run after what is under way. None
+            says that there are no more for now, and what waits for its block to fill is scored as it is.
         ring, scorer, writer, ledger: open, and closed by the caller. Each seat of the scorer gets a thread.
         stop: set by the caller to end early: what is under way is finished and committed.
         on_tick: called by the thread that called `run`, each COMMIT_SECONDS and after each transaction.
+        on_commit: called by that thread with the rows of each transaction. The run waits for it.
+        on_pages: called with a picture that turned out to have so many pages, before any of their rows.
+        on_decoded: called with each block, of whose files only those with pages will be read again.
+        hold: how long rows wait for one transaction, in seconds.
     """
 
-    entries: Iterator[SourceFile | Unlisted]
+    entries: Iterator[SourceFile | Unlisted | None]
     ring: Ring
     scorer: Scorer
     writer: RowWriter
-    ledger: Ledger
+    ledger: Keeper
     block_size: int
     stop: threading.Event
     on_tick: Callable[[Totals], None]
+    on_commit: Callable[[list[SliceRow]], None] = lambda _: None
+    on_pages: Callable[[SourceFile, int], None] = lambda *_: None
+    on_decoded: Callable[[DecodedBlock], None] = lambda _: None
+    hold: float = field(default_factory=lambda: COMMIT_SECONDS)
     totals: Totals = field(default_factory=Totals)
     exhausted: bool = False
     _scored: queue.Queue[tuple[DecodedBlock, Scores]] = field(
@@ -106,6 +124,7 @@ class Pipeline:
     def run(self) -> Totals:
         """Work until done. Raises the first error that any part met, after committing what was finished."""
         self.totals.started = self.totals.ended = time.monotonic()
+        self.totals.busy.hands.update(score=self.scorer.seats, write=WRITERS, commit=1)
         threads = [threading.Thread(target=self._guard, args=(self._feed,), name="feeder")]
         threads += [
             threading.Thread(target=self._guard, args=(self._score,), name=f"scorer{i}")
@@ -148,10 +167,12 @@ class Pipeline:
             if isinstance(entry, Unlisted):
                 self._put(self._rows, [self.writer.unlisted_row(entry)])
                 self._batches += 1
-            else:
+            elif entry is not None:
                 self._add(entry, waiting)
             if self._several:
                 self._add_pages(waiting)
+            if entry is None:
+                self._submit(waiting)
             if self.stop.is_set() or self._over.is_set():
                 return
         self._submit(waiting)
@@ -195,11 +216,17 @@ class Pipeline:
             if block is None:
                 continue
             valid = np.array([piece.failure is None for piece in block.slices])
+            several = [(piece.file, piece.pages) for piece in block.slices if piece.pages]
+            for file, pages in several:
+                self.on_pages(file, pages)
+            self.on_decoded(block)
             with self._decoding:
-                self._several.extend((piece.file, piece.pages) for piece in block.slices if piece.pages)
+                self._several.extend(several)
                 self._undecoded -= 1
                 self._decoding.notify()
-            self._put(self._scored, (block, self.scorer.score(block, valid, self._copied(block))))
+            with self.totals.busy.at("score"):
+                scores = self.scorer.score(block, valid, self._copied(block))
+            self._put(self._scored, (block, scores))
 
     def _copied(self, block: DecodedBlock) -> Callable[[], None]:
         """What to do when the scorer is done with a block's pixels: overlays need them longer."""
@@ -211,7 +238,8 @@ class Pipeline:
                 block, scores = self._scored.get(timeout=_TICK)
             except queue.Empty:
                 continue
-            rows = self.writer.write_block(block, scores)
+            with self.totals.busy.at("write"):
+                rows = self.writer.write_block(block, scores)
             if self.writer.overlays:
                 self.ring.release(block.block)
             self._put(self._rows, rows)
@@ -235,7 +263,7 @@ class Pipeline:
                 done += 1
             except queue.Empty:
                 pass
-            if len(held) >= COMMIT_ROWS or time.monotonic() - since >= COMMIT_SECONDS:
+            if len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
                 self._commit_rows(held)
                 held, since = [], time.monotonic()
         while not self._rows.empty():
@@ -244,6 +272,8 @@ class Pipeline:
 
     def _commit_rows(self, rows: list[SliceRow]) -> None:
         if rows:
-            self.ledger.commit(rows)
+            with self.totals.busy.at("commit"):
+                self.ledger.commit(rows)
             self.totals.add(rows)
+            self.on_commit(rows)
         self.on_tick(self.totals)

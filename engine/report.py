@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from engine.outputs import runjson
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.run import Options, Outcome, Plan
+from engine.words import words_of
 
 
 def write_run_report(
@@ -18,16 +20,19 @@ def write_run_report(
     """
     plan, totals, counts = outcome.plan, outcome.totals, outcome.counts
     report = runjson.RunReport(
-        arguments=_arguments(options),
+        arguments=_public(options, options.arguments),
+        options=_public(options, words_of(options)),
         started=begun,
         ended=datetime.now(UTC),
         finished=outcome.finished,
         continued=plan.continued,
+        shard=None if options.shard is None else options.shard.text,
         bundle=runjson.BundleReport(name=plan.bundle.manifest.name, sha256=plan.bundle.sha256),
         runtime=plan.backend,
         runtime_version=_runtime_version(plan),
         why=plan.why,
         gpu=outcome.gpu,
+        cluster=outcome.cluster,
         precision={"classifier": plan.precision[0], "segmenter": plan.precision[1]},
         operating_point=runjson.OperatingReport(
             gate=plan.operating.gated,
@@ -60,10 +65,10 @@ def write_run_report(
     runjson.write_report(options.out / "run.json", report)
 
 
-def _arguments(options: Options) -> list[str]:
+def _public(options: Options, words: Iterable[str]) -> list[str]:
     if options.anonymise is None:
-        return list(options.arguments)
-    return Pseudonyms.open(options.anonymise).of_arguments(options.arguments)
+        return list(words)
+    return Pseudonyms.open(options.anonymise).of_arguments(words)
 
 
 def _runtime_version(plan: Plan) -> str:

@@ -137,6 +137,7 @@ class Ring:
         self._dying: list[WorkerProcess] = []
         self._next_ticket = 1
         self._strikes = 0
+        self._busy_s = 0.0
         self._spoilt: deque[tuple[Volume, Failure]] = deque(maxlen=REMEMBERED_VOLUMES)
         self._polled_at = self._awake_since = time.monotonic()
         self._error: Exception | None = None
@@ -165,6 +166,16 @@ class Ring:
     def slots(self) -> int:
         """How many slots of 256x256x3 bytes there are."""
         return self._slot_count
+
+    @property
+    def workers(self) -> int:
+        """How many processes decode."""
+        return self._worker_count
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long they were at work, all together."""
+        return self._busy_s
 
     def acquire(self, timeout: float) -> int | None:
         """Return the number of a free block, None if none came free within `timeout` seconds."""
@@ -320,6 +331,7 @@ class Ring:
 
     def _take(self, worker: _Worker, message: list[Any]) -> None:
         if worker.ready:
+            self._busy_s += time.monotonic() - worker.since
             ticket, outcomes = message
             chunk = worker.chunks.popleft()
             assert chunk.ticket == ticket

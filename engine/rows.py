@@ -43,7 +43,8 @@ class RowWriter:
 
     Rows hold the mask itself too, as run lengths. `tidy`: `out` may hold files of an earlier call that was
     killed before it could say so in a row; a slice that has no mask now (it was mended since, or is damaged)
-    keeps none. With `pseudonyms` they name the files.
+    keeps none. With `pseudonyms` they name the files. A name of more than `longest` bytes is none that can be
+    written.
     """
 
     out: Path
@@ -52,6 +53,7 @@ class RowWriter:
     probabilities: bool = False
     tidy: bool = False
     pseudonyms: Pseudonyms | None = None
+    longest: int | None = None
 
     def write_block(self, block: DecodedBlock, scores: Scores) -> list[SliceRow]:
         """Rows of all slices of a block. Raises MachineError when the output cannot be written at all."""
@@ -142,7 +144,10 @@ class RowWriter:
                     raise cannot_write(self.out, error) from error
 
     def _path(self, piece: DecodedSlice, folder: Folder) -> bytes:
-        return os.fsencode(self.out) + b"/" + name_of(folder, self._stem(piece))
+        name = name_of(folder, self._stem(piece))
+        if self.longest is not None and len(shown(name).encode()) > self.longest:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return os.fsencode(self.out) + b"/" + name
 
     def _stem(self, piece: DecodedSlice) -> bytes:
         stem = piece.file.mask_stem

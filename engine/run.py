@@ -1,11 +1,11 @@
-"""What a run is asked for, what is settled on, and how it ends: `engine.score` does it."""
+"""What a run is asked for, what is settled on, and how it ends: `engine.scoring` does it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,11 @@ from engine.cascade import OperatingPoint
 from engine.flips import NO_FLIPS, Flips
 from engine.ledger import Counts
 from engine.outputs.components import KEEP_ALL, Rule
-from engine.outputs.runjson import GpuReport
+from engine.outputs.runjson import ClusterReport, GpuReport
 from engine.pipeline import Totals
 from engine.runners.base import Precision
+from engine.sources.shards import Shard
+from engine.text import shown
 
 LEDGER = "run.sqlite"
 BLOCK = 16
@@ -38,7 +40,11 @@ class Options:
     slices a block (None: BLOCK on the CPU, by free memory on GPUs), `workers` the decode processes (None: by
     the cores). `gpus` is "all" or indexes such as "0,2" (None: all of the first one's model), `lanes` are
     those of each. `max_runtime` is in seconds. `files_from` is a file that lists the slices, or "-" for
-    standard input. `anonymise` is the private folder of the key.
+    standard input; `listed` are paths instead, taken one after the other as the run goes on. `anonymise` is
+    the private folder of the key. With `shard` only that part of the input is scored (sources/shards tells
+    which), and `limit` is of that part. `arguments` is the command line, for run.json. An `out` in an object
+    store is given as its address; within the run it is the folder that the run works in, and `store` the
+    address.
     """
 
     inputs: tuple[str, ...]
@@ -69,13 +75,15 @@ class Options:
     fresh: bool = False
     max_runtime: float | None = None
     arguments: tuple[str, ...] = ()
+    listed: Iterable[bytes] | None = None
+    shard: Shard | None = None
+    ray: str | None = None
+    store: str | None = None
 
     @property
     def private(self) -> Path:
         """Where the run keeps what knows names: its output, or with `anonymise` a folder of its own."""
-        if self.anonymise is None:
-            return self.out
-        return self.anonymise / hashlib.sha256(os.fsencode(self.out.resolve())).hexdigest()[:16]
+        return private_folder(self.out, self.anonymise)
 
     @property
     def ledger(self) -> Path:
@@ -120,10 +128,27 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """What the scoring of a call came to: by which plan, and whether all there is was given to it.
+
+    `start_up` is in seconds.
+    """
+
+    plan: Plan
+    all_fed: bool
+    totals: Totals = field(default_factory=Totals)
+    start_up: float = 0.0
+    gpu: GpuReport | None = None
+    cluster: ClusterReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended. `finished` is False when it was stopped; the same call continues it.
 
-    `gpu` is None on the CPU, and where this call scored nothing.
+    `gpu` is None on the CPU, and where this call scored nothing. Of a `shard` all but `names` is of that part
+    of the input; `names` are the files of the whole of it. With `store`, an address, the results are there
+    and `out` is the folder that the run worked in.
     """
 
     plan: Plan
@@ -136,6 +161,15 @@ class Outcome:
     skipped_masks: int
     skipped_other: int
     gpu: GpuReport | None = None
+    shard: Shard | None = None
+    names: int = 0
+    cluster: ClusterReport | None = None
+    store: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the results are, as a user names it."""
+        return self.store or shown(self.out)
 
     @property
     def slices_per_second(self) -> float:
@@ -152,3 +186,10 @@ class Survey:
     pending: int
     skipped_masks: int
     skipped_other: int
+
+
+def private_folder(out: Path, anonymise: Path | None) -> Path:
+    """Where the run in `out` keeps what knows names; `anonymise` is the folder of its key, if it has one."""
+    if anonymise is None:
+        return out
+    return anonymise / hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]

@@ -60,7 +60,7 @@ def settle(
         probabilities=options.save_probabilities,
         flips=options.flips,
     )
-    _refuse_outputs(options)
+    refuse_outputs(options)
     choice = _choice(options, operating, earlier, failed or {})
     if choice.runtime is not None:
         gate_for_gpu(operating)
@@ -94,7 +94,7 @@ def identity(options: Options, plan: Plan) -> dict[str, object]:
     """
     return {
         "inputs": _inputs(options),
-        "files_from": options.files_from is not None,
+        "files_from": options.files_from is not None or options.listed is not None,
         "bundle": plan.bundle.sha256,
         "backend": plan.backend,
         **_versions(options, plan),
@@ -112,10 +112,11 @@ def identity(options: Options, plan: Plan) -> dict[str, object]:
         "overlays": options.overlays,
         "probabilities": options.save_probabilities,
         "anonymise": None if options.anonymise is None else Pseudonyms.open(options.anonymise).fingerprint,
+        **({} if options.shard is None else {"shard": options.shard.text}),
     }
 
 
-def _refuse_outputs(options: Options) -> None:
+def refuse_outputs(options: Options) -> None:
     """Raise UsageError for outputs that contradict, MachineError for one that cannot be written here."""
     if options.parquet:
         expect_parquet()
@@ -123,6 +124,11 @@ def _refuse_outputs(options: Options) -> None:
         raise UsageError(
             f"--components {options.components.text}: overlays are drawn before a slice's volume is known: "
             "leave out --overlays, or --components"
+        )
+    if options.shard is not None and options.store is not None:
+        raise UsageError(
+            f"--shard {options.shard.text}: shards are merged from folders: give an --out on a disk that the "
+            "jobs share (INPUT may be in an object store)"
         )
     if options.anonymise is None:
         return

@@ -14,6 +14,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from engine.cloud.addresses import is_address
 from engine.errors import MachineError, SliceError
 from engine.ledger import SliceRow
 from engine.outputs.dicom_seg import Planes, expect_seg, write_dicom_seg
@@ -58,7 +59,7 @@ def kind_of(row: SliceRow) -> Kind:
         return "nifti"
     if name.endswith(dicom.ENDINGS):
         return "dicom"
-    if name.endswith(PICTURES):
+    if name.endswith(PICTURES) or is_address(name):  # volumes are read from disks
         return "pictures"
     return "dicom" if _start(source_of(row))[dicom.MAGIC_AT :].startswith(dicom.MAGIC) else "pictures"
 

@@ -10,8 +10,12 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "score": (
         "tumorscan score slices --out results --overlays",
         "tumorscan score slices --out results --dry-run",
+        "tumorscan score --config run.toml --log-format json --metrics run.prom",
+        "tumorscan score s3://archive/mri --out s3://study/results",
+        "tumorscan score slices --shard 3/16 --out results/3",
         "find slices -name '*.tif' | tumorscan score --files-from - --out results --max-runtime 4h",
     ),
+    "merge": ("tumorscan merge results/* --out merged",),
     "report": (
         "tumorscan report results",
         "tumorscan report results --truth slices --anonymise --out report.html",

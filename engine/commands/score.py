@@ -1,41 +1,57 @@
-"""`tumorscan score`: parses, validates, prints; `engine.score` does it."""
+"""`tumorscan score`: parses, validates, prints; `engine.scoring` does it."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from engine.commands.screen import lasting
+from engine.cloud.addresses import as_typed
+from engine.commands.configured import ConfiguredCommand
+from engine.commands.optional import AddressOptional
+from engine.commands.screen import complaint, lasting, speak_json
 from engine.commands.signals import OUT_OF_TIME_STATUS, SignalStop
 from engine.errors import UsageError
+from engine.ray_address import refuse_address
 from engine.sources.channels import Patterns
 from engine.sources.discovery import Discovery
-from engine.stop import Stop
+from engine.sources.shards import Shard
+from engine.stop import Stop, StoppedError
 from engine.text import shown
 
 if TYPE_CHECKING:
-    from engine.score import Options, Outcome
+    from engine.scoring import Options, Outcome
 
 QUARANTINED_STATUS = 4
 MOST_BATCH = 1024
 
 
+class ScoreCommand(ConfiguredCommand, AddressOptional):
+    """Its options may stand in a file, and --ray without an address."""
+
+
 def register(app: typer.Typer) -> None:
     """Hang the command on the app."""
-    app.command(name="score")(score_command)
+    app.command(name="score", cls=ScoreCommand)(score_command)
 
 
 def score_command(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT...", help="Folders and files to score.")
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT...", help="Folders and files to score, or their addresses (s3://, gs://)."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The output folder; a run in it is continued.")] = Path("results"),
+    out: Annotated[
+        Path, typer.Option(help="The output folder, or its address; a run in it is continued.")
+    ] = Path("results"),
     bundle: Annotated[
         Path | None, typer.Option(help="The model bundle (else the one that is installed).")
     ] = None,
@@ -154,6 +170,40 @@ def score_command(
     keep_patient: Annotated[
         bool, typer.Option("--keep-patient", help="Copy the patient's name and id into DICOM segmentations.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Score one of N parts of the input (1/16 to 16/16), for jobs of a cluster, each into an "
+            "--out of its own; `tumorscan merge` puts them together. Names decide, folders stay whole.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:PORT|auto|local]",
+            help="Score on a Ray cluster whose nodes share a file system (extra: cluster). Without an "
+            "address: $RAY_ADDRESS, else the one that runs here, else one started on this machine.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take options from this TOML file's table [score], by their names; those typed here win.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="json: what happens goes to standard error as JSON, one object a line."),
+    ] = "text",
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.prom",
+            help="Write counts and rates there every 15 seconds, for Prometheus (node_exporter's textfiles).",
+        ),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Score quarantined slices again.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete an earlier run in --out and start over.")
@@ -173,15 +223,20 @@ def score_command(
     continues. Exit status: 0 all scored; 2 wrong use; 3 the machine lacks something, or a GPU fails; 4
     finished with quarantined slices; 75 stopped by --max-runtime; 130, 143 interrupted, resumable.
     """
+    if log_format == "json":
+        speak_json()
     seconds = None if max_runtime is None else _seconds(max_runtime)
     slices = batch_of(batch)
+    part = None if shard is None else Shard.parse(shard)
     _refuse_wrong_use(inputs or [], files_from, out, bundle, channels)
+    if ray is not None:
+        refuse_address(ray)
     # Before the slow imports: the first process of a container gets no signal that it does not listen to.
     signals = SignalStop(Stop())
     with nullcontext() if dry_run else signals:
         from engine.flips import Flips
         from engine.outputs.components import Rule
-        from engine.score import Options
+        from engine.scoring import Options
 
         options = Options(
             inputs=tuple(inputs or ()),
@@ -208,12 +263,16 @@ def score_command(
             anonymise=anonymise,
             keep_patient=keep_patient,
             channels=channels,
+            shard=part,
+            ray=ray,
             retry=retry,
             fresh=fresh,
             max_runtime=seconds,
             arguments=tuple(map(shown, sys.argv[1:])),
         )
-        return _dry_run(options) if dry_run else _score(options, signals, quiet=quiet)
+        if dry_run:
+            return _dry_run(options, config)
+        return _score(options, signals, quiet=quiet, as_json=log_format == "json", metrics=metrics)
 
 
 def _refuse_wrong_use(
@@ -237,47 +296,109 @@ def batch_of(text: str) -> int | None:
     return int(text)
 
 
-def _dry_run(options: Options) -> int:
-    from engine.score import survey
+def _dry_run(options: Options, config: Path | None) -> int:
+    from engine.scoring import survey
+    from engine.words import words_of
 
     found = survey(options)
     plan = found.plan
+    part = "" if options.shard is None else f"shard {options.shard.text} of the input, a part only: "
     typer.echo(
-        f"{found.slices:,} slices, {found.pending:,} of them still to be scored into {shown(options.out)} "
-        f"by {plan.bundle.manifest.name} on {plan.backend} ({', '.join(dict.fromkeys(plan.precision))})"
+        f"{part}{found.slices:,} slices, {found.pending:,} of them still to be scored into "
+        f"{as_typed(options.out)} by {plan.bundle.manifest.name} on {plan.backend} "
+        f"({', '.join(dict.fromkeys(plan.precision))})"
         f"{f', as {plan.why}' if plan.why else ''}; "
         f"{found.skipped_masks:,} files named *_mask.* and {found.skipped_other:,} others are passed over"
     )
+    if config is not None:
+        words = shlex.join(["tumorscan", "score", *map(shown, options.inputs), *words_of(options)])
+        typer.echo(f"with {shown(config)} the command is: {words}")
     return 0
 
 
-def _score(options: Options, signals: SignalStop, *, quiet: bool) -> int:
+def _score(options: Options, signals: SignalStop, *, quiet: bool, as_json: bool, metrics: Path | None) -> int:
     from rich.console import Console
 
-    from engine.display import Display, closing_table
-    from engine.score import score
+    from engine.display import Display
+    from engine.expected import Expected
+    from engine.logs import JsonLog
+    from engine.metrics import Metrics
+    from engine.scoring import score
+    from engine.watcher import Watchers
 
-    stop, screen = signals.stop, lasting(sys.stderr)
-    console = Console(file=screen, markup=False, emoji=False, highlight=False)
-    with Display(options, console, quiet=quiet) as display:
-        outcome = score(options, display, stop)
-    if not quiet:
-        table = lasting(sys.stdout)
-        if outcome.finished and outcome.nothing_new:
-            typer.echo("nothing new: every slice of the input has its row already", file=table)
-        if outcome.finished or stop.out_of_time:
-            typer.echo(closing_table(outcome), file=table)
-        if not outcome.finished:
-            why = "stopped by --max-runtime" if stop.out_of_time else "interrupted"
-            kept = outcome.counts.ok + outcome.counts.quarantined
-            said = f"tumorscan: {why}: {kept:,} slices are done and the same command continues"
-            typer.echo(said, file=screen)
-    return _status(outcome, signals)
+    screen = lasting(sys.stderr)
+    with ExitStack() as stack:
+        expected = stack.enter_context(Expected(options))
+        teller: Display | JsonLog
+        if as_json:
+            teller = JsonLog(options, screen, expected, partial(_why, signals), quiet=quiet)
+        else:
+            console = Console(file=screen, markup=False, emoji=False, highlight=False)
+            teller = stack.enter_context(Display(options, console, expected, quiet=quiet))
+        figures = None
+        if metrics is not None:
+            figures = stack.enter_context(Metrics(metrics, options, expected, teller))
+        counter = [] if quiet and figures is None else [expected]
+        watchers = Watchers(teller, *([] if figures is None else [figures]), *counter)
+        try:
+            outcome = score(options, watchers, signals.stop)
+        except StoppedError:
+            status = _interrupted(signals)
+            if figures is not None:
+                figures.left(status)
+            typer.echo(complaint("interrupted before the first slice", status), file=screen, nl=False)
+            return status
+        status = _status(outcome, signals)
+        if figures is not None:
+            figures.ended(outcome, status)
+    if isinstance(teller, JsonLog):
+        teller.ended(outcome, status)
+    elif not quiet:
+        _tell(outcome, signals.stop)
+    return status
+
+
+def _tell(outcome: Outcome, stop: Stop) -> None:
+    """How it ended, for people: a table, and that it goes on."""
+    from engine.display import closing_table
+
+    table = lasting(sys.stdout)
+    if outcome.finished and outcome.nothing_new:
+        typer.echo(f"nothing new: {_nothing(outcome)}", file=table)
+    if outcome.finished or stop.out_of_time:
+        typer.echo(closing_table(outcome), file=table)
+    if not outcome.finished:
+        why = "stopped by --max-runtime" if stop.out_of_time else "interrupted"
+        kept = outcome.counts.ok + outcome.counts.quarantined
+        said = f"tumorscan: {why}: {kept:,} slices are done and the same command continues"
+        typer.echo(said, file=lasting(sys.stderr))
+
+
+def _why(signals: SignalStop) -> str | None:
+    """What asked the run to stop: a signal's name, or the option."""
+    if signals.received is not None:
+        return signal.Signals(signals.received).name
+    return "max_runtime" if signals.stop.out_of_time else None
+
+
+def _nothing(outcome: Outcome) -> str:
+    if outcome.shard is None:
+        return "every slice of the input has its row already"
+    if outcome.counts.ok + outcome.counts.quarantined:
+        return f"every slice of shard {outcome.shard.text} has its row already"
+    return (
+        f"of the input's {outcome.names:,} files none falls into shard {outcome.shard.text} (folders stay "
+        "whole; a large one of pictures is divided where it is INPUT itself)"
+    )
 
 
 def _status(outcome: Outcome, signals: SignalStop) -> int:
     if outcome.finished:
         return QUARANTINED_STATUS if outcome.counts.quarantined else 0
+    return _interrupted(signals)
+
+
+def _interrupted(signals: SignalStop) -> int:
     if signals.stop.out_of_time:
         return OUT_OF_TIME_STATUS
     return 128 + (signals.received or signal.SIGINT)

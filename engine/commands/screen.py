@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from contextlib import suppress
-from typing import TextIO, cast
+from typing import Final, TextIO, cast
+
+from engine.events import json_line
+
+_JSON: Final = threading.Event()
+"""Set once this process is asked to tell what ends it as JSON (`--log-format json`)."""
+
+
+def speak_json() -> None:
+    """Have `complaint` be JSON from now on."""
+    _JSON.set()
+
+
+def complaint(text: str, status: int) -> str:
+    """The one line, its end included, that tells why a command ended with exit status `status`."""
+    line = " ".join(text.split())
+    if _JSON.is_set():
+        return json_line("error", "error", message=line, exit_status=status)
+    return f"tumorscan: {line}\n"
 
 
 def lasting(stream: TextIO) -> TextIO:

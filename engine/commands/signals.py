@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from engine.commands.screen import complaint
 from engine.stop import Stop
 
 GRACE_S: Final = 17.0
@@ -20,9 +21,7 @@ GRACE_S: Final = 17.0
 OUT_OF_TIME_STATUS: Final = 75
 _SHOW_CURSOR: Final = b"\x1b[?25h\n"
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
-_LEFT: Final = (
-    b"tumorscan: what was under way took too long and is left to the same command, which continues\n"
-)
+_LEFT: Final = "what was under way took too long and is left to the same command, which continues"
 _POLL_S: Final = 0.25
 
 
@@ -69,9 +68,10 @@ class SignalStop:
             if self.stop.asked.is_set():
                 asked = min(asked, now)
             if now > min(asked, self.stop.deadline) + GRACE_S:
+                status = 128 + self.received if self.received is not None else OUT_OF_TIME_STATUS
                 with suppress(OSError):
-                    os.write(sys.stderr.fileno(), _LEFT)
-                self._end(128 + self.received if self.received is not None else OUT_OF_TIME_STATUS)
+                    os.write(sys.stderr.fileno(), complaint(_LEFT, status).encode())
+                self._end(status)
 
     def _on_signal(self, number: int) -> None:
         if number not in _ENDING:

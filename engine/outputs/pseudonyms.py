@@ -30,7 +30,7 @@ _KEY: Final = "key"
 _KEY_BYTES: Final = 32
 _DIGITS: Final = 16
 _HARMLESS: Final = re.compile(
-    r"\d+(\.\d+)?([smhd]|ml)?|all|largest|none|png|rle|auto|openvino|onnxruntime|tensorrt|cuda|fp32|bf16|fp16|int8|score"
+    r"\d+(\.\d+)?([smhd]|ml)?|all|largest|none|png|rle|auto|openvino|onnxruntime|tensorrt|cuda|fp32|bf16|fp16|int8|score|merge"
 )
 """Words of a command line that name nothing."""
 

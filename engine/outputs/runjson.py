@@ -108,23 +108,68 @@ class GpuReport(_Part):
     lost: list[str]
 
 
+class ClusterReport(_Part):
+    """The Ray cluster of a run: its nodes and workers, what of a node each worker had, and nodes lost."""
+
+    nodes: NonNegativeInt
+    workers: NonNegativeInt
+    cpus: NonNegativeInt
+    gpus: NonNegativeInt
+    lost_nodes: NonNegativeInt
+
+
+class ShardReport(_Part):
+    """What one shard of a merged run did, in `seconds` of all its calls together."""
+
+    shard: str
+    folder: str
+    started: AwareDatetime
+    ended: AwareDatetime
+    slices: NonNegativeInt
+    ok: NonNegativeInt
+    quarantined: NonNegativeInt
+    has_mask: NonNegativeInt
+    seconds: NonNegativeFloat
+    slices_per_second: NonNegativeFloat
+    gpu: GpuReport | None
+    machine: Machine
+
+
+class MergeReport(_Part):
+    """The shards of a merged run.
+
+    `slices_per_second_summed` adds up their rates, which is that of all side by side; the run's own
+    `slices_per_second` is the mean of one, its slices over the seconds of all.
+    """
+
+    shards: list[ShardReport]
+    slices_per_second_summed: NonNegativeFloat
+
+
 class RunReport(_Part):
     """All of run.json, in its order. `precision` is by model; `slices_per_second` is this call's.
 
-    `why` says why on this runtime, "" where it was named; `gpu` is None on the CPU.
+    `arguments` is the command line as it was typed, `options` are those that held, wherever they were set.
+    `shard` is 3/16 of a run that is the third of 16 parts of its input, and of no use without the others;
+    `merged` tells of a run that was made of all. `why` says why on this runtime, "" where it was named; `gpu`
+    is None on the CPU.
     """
 
     tumorscan: str = engine.__version__
     arguments: list[str]
+    options: list[str] = []
     started: AwareDatetime
     ended: AwareDatetime
     finished: bool
     continued: bool
+    shard: str | None = None
+    merged: MergeReport | None = None
     bundle: BundleReport
     runtime: str
     runtime_version: str
     why: str = ""
     gpu: GpuReport | None = None
+    cluster: ClusterReport | None = None
     precision: dict[str, str]
     operating_point: OperatingReport
     counts: CountsReport

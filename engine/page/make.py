@@ -13,7 +13,7 @@ from engine.page import charts
 from engine.page.cards import Card, compared, make_cards
 from engine.page.names import Names, numbers, plain_names
 from engine.page.render import Page, render
-from engine.page.results import Results, Slice, read_results
+from engine.page.results import Results, Run, Slice, read_results
 from engine.page.sample import choose
 from engine.page.tally import Tally, tally
 from engine.page.truth import Judged, judge
@@ -75,7 +75,7 @@ def _refuse_target(options: Options, target: Path) -> None:
 
 def _page(options: Options, results: Results, watch: Watch) -> Page:
     slices = results.slices
-    notes = list(results.notes)
+    notes = [*_of_shard(results.run), *results.notes]
     judged: Sequence[Judged | None] = [None] * len(slices)
     if options.truth is not None:
         truth = judge(results, options.truth, watch("comparing with the truth", len(slices)))
@@ -104,6 +104,15 @@ def _page(options: Options, results: Results, watch: Watch) -> Page:
         anonymous=options.anonymise,
         codes=_codes(figures, slices, names, anonymous=options.anonymise),
     )
+
+
+def _of_shard(run: Run | None) -> list[str]:
+    if run is None or run.shard is None:
+        return []
+    return [
+        f"This is shard {run.shard}: a part of the input only, and so are all figures. `tumorscan merge` "
+        "puts the shards together."
+    ]
 
 
 def _missing(cards: Sequence[Card], *, anonymous: bool) -> list[str]:

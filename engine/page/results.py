@@ -96,6 +96,13 @@ class Machine(_Known):
     logical_cores: int
 
 
+class Merged(_Known):
+    """Of which shards it was made: their rates added up."""
+
+    shards: list[object]
+    slices_per_second_summed: float
+
+
 class Run(_Known):
     """How the slices were scored. What only run.json knows is None where there is none."""
 
@@ -105,6 +112,8 @@ class Run(_Known):
     precision: dict[str, str]
     operating_point: Operating
     finished: bool
+    shard: str | None = None
+    merged: Merged | None = None
     tumorscan: str = ""
     arguments: list[str] = []
     started: AwareDatetime | None = None
@@ -283,6 +292,7 @@ def _run_of_ledger(folder: Path) -> Run | None:
                     "min_pixels": identity["min_pixels"],
                 },
                 "finished": False,
+                "shard": identity.get("shard"),
             }
         )
     except (KeyError, TypeError, ValueError):

@@ -14,9 +14,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
+from engine.cloud.addresses import is_address, of_path, plain
 from engine.errors import Failure, UsageError
 from engine.sources import endings
 from engine.sources.channels import Patterns
@@ -26,6 +29,7 @@ from engine.sources.files import NOT_A_FILE, io_failure
 from engine.sources.folders import Listing, kind_of, list_folder, natural_key
 from engine.sources.patients import Patients
 from engine.sources.series import is_dicom, nifti_slices, single, sort_series
+from engine.sources.shards import Dealt, FolderPart, Seen
 
 __all__ = ["ENDINGS", "Discovery", "SourceFile", "Unlisted", "natural_key"]
 
@@ -58,7 +62,8 @@ class Discovery:
     _root or _here, and a folder that has such a name itself gets an underscore more: two files never share a
     mask.
 
-    `out` is where results will be written, None where nothing is.
+    `out` is where results will be written, None where nothing is. With `dealt` only what is its shard's is
+    found and counted. `far` looks into object stores; without it their addresses are only spelt out.
 
     Raises UsageError: nothing to do, a missing INPUT, one given twice, the output inside an INPUT or around
     it. The same is raised while iterating where a listed path or a link leads into the output.
@@ -70,18 +75,22 @@ class Discovery:
         files_from: Iterable[bytes] | None,
         out: Path | None,
         channels: Patterns | None = None,
+        dealt: Dealt | None = None,
+        far: Far | None = None,
     ) -> None:
         if not inputs and files_from is None:
             raise UsageError("nothing to score: name a folder, files, or --files-from LIST")
         if inputs and files_from is not None:
             raise UsageError("both INPUT and --files-from are given: give one of them")
-        self._out = None if out is None else os.path.realpath(os.fsencode(out))
+        self._far = far
+        self._out = None if out is None else _place(os.fsencode(str(of_path(out) or out)))
         self._files_from = files_from
         self._inputs = [_typed(text) for text in inputs]
         self._refuse_bad_inputs()
         if channels is not None and not all(map(os.path.isdir, self._inputs or (b"",))):
             raise UsageError("--channels combines the files of folders: give those, not files or a list")
         self._patients = None if channels is None else Patients(channels)
+        self._dealt = dealt
         self._looks_inside = True
         self.skipped_masks = 0
         self.skipped_other = 0
@@ -89,8 +98,15 @@ class Discovery:
     def __iter__(self) -> Iterator[SourceFile | Unlisted]:
         self.skipped_masks = 0
         self.skipped_other = 0
+        if self._dealt is not None:
+            self._dealt.begin()
         for entry in self._input_entries() if self._files_from is None else self._list_entries():
             yield from self._walk(entry)
+
+    @property
+    def seen(self) -> Seen | None:
+        """What this walk came by, of all shards; None where the input is not divided."""
+        return None if self._dealt is None else self._dealt.seen
 
     def roughly(self) -> Iterator[SourceFile | Unlisted]:
         """As many as there are, or nearly, and quickly: each volume of one file and each DICOM file once."""
@@ -108,7 +124,8 @@ class Discovery:
                 raise UsageError(f"INPUT {shown!r} is given twice: give it once")
             seen.add(typed)
             try:
-                os.stat(typed)
+                if self._far is not None or not is_address(typed):
+                    self._stat(typed)
             except FileNotFoundError:
                 raise UsageError(f"INPUT {shown!r} does not exist: check its spelling") from None
             except OSError as error:
@@ -120,7 +137,7 @@ class Discovery:
     def _refuse_overlap(self, path: bytes) -> None:
         if self._out is None:
             return
-        place, out = os.path.realpath(path), self._out
+        place, out = _place(path), self._out
         if _contains(place, out):
             where = "is" if place == out else "lies inside"
             raise UsageError(
@@ -139,13 +156,13 @@ class Discovery:
             name = os.path.basename(typed)
             if name in (b"", b".", b".."):
                 name = os.path.basename(os.path.realpath(typed)) or b"root"
-            stem = b"" if alone and os.path.isdir(typed) else _unused(name, used)
+            stem = b"" if alone and self._is_folder(typed) else _unused(name, used)
             yield Entry(typed, typed, stem, position.to_bytes(8, "big"), named=True)
 
     def _list_entries(self) -> Iterator[Entry]:
         first_is_absolute: bool | None = None
         for position, line in enumerate(self._files_from or ()):
-            listed = line.rstrip(b"/") or line[:1]
+            listed = _typed(os.fsdecode(line))
             absolute = listed.startswith(b"/")
             if first_is_absolute is None:
                 first_is_absolute = absolute
@@ -155,40 +172,73 @@ class Discovery:
             yield Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
 
     def _walk(self, root: Entry) -> Iterator[SourceFile | Unlisted]:
-        # One level a folder that is open: what is left of it, and its identity.
+        # One level a folder that is open: what is left of it, itself, and its identity.
         waiting: list[Iterator[Found]] = [iter((root,))]
+        folders: list[Entry] = []
         identities: list[tuple[int, int]] = []
         while waiting:
             entry = next(waiting[-1], None)
             if entry is None:
                 waiting.pop()
-                if identities:
+                if folders:
+                    folders.pop()
                     identities.pop()
                 continue
             if not isinstance(entry, Entry):
                 yield entry
                 continue
+            is_folder = False
             try:
-                status = os.stat(entry.path)
+                status = self._stat(entry.path)
                 is_folder = stat.S_ISDIR(status.st_mode)
                 if entry.named or (is_folder and os.path.islink(entry.path)):
                     self._refuse_overlap(entry.path)
                 if not is_folder:
-                    yield from self._file(entry, status)
+                    if self._is_own(entry, folders):
+                        yield from self._file(entry, status)
                     continue
                 identity = (status.st_dev, status.st_ino)
-                if identity in identities:
-                    yield entry.refused(Failure("discover", "link_loop", "a link to a folder that holds it"))
+                if identity not in identities:
+                    listing = self._list(entry)
+                    waiting.append(self._contents(entry, listing))
+                    folders.append(entry)
+                    identities.append(identity)
                     continue
-                listing = list_folder(entry.path)
+                failure = Failure("discover", "link_loop", "a link to a folder that holds it")
             except OSError as error:
-                yield entry.refused(io_failure("discover", error))
-                continue
+                failure = io_failure("discover", error)
             except ValueError:
-                yield entry.refused(Failure("discover", "bad_name", "not a path: it holds a zero byte"))
-                continue
-            waiting.append(self._contents(entry, listing))
-            identities.append(identity)
+                failure = Failure("discover", "bad_name", "not a path: it holds a zero byte")
+            if self._is_own(entry, folders, is_folder=is_folder):
+                yield entry.refused(failure)
+
+    def _stat(self, path: bytes) -> os.stat_result:
+        return self._expect_far(path).stat(path) if is_address(path) else os.stat(path)
+
+    def _is_folder(self, typed: bytes) -> bool:
+        return stat.S_ISDIR(self._stat(typed).st_mode) if is_address(typed) else os.path.isdir(typed)
+
+    def _list(self, folder: Entry) -> Listing:
+        names = self._expect_far(folder.path).list_folder if is_address(folder.path) else list_folder
+        return names(folder.path, self._part_of(folder))
+
+    def _expect_far(self, path: bytes) -> Far:
+        if self._far is None:
+            raise UsageError(f"{safe_text(path)}: read by `tumorscan score` only: copy it to a disk first")
+        return self._far
+
+    def _is_own(self, entry: Entry, folders: list[Entry], *, is_folder: bool = False) -> bool:
+        """Whether `entry`, in the last of `folders`, is of the shard."""
+        if self._dealt is None:
+            return True
+        if not folders:
+            return self._dealt.has_named(entry)
+        return self._dealt.has_folder(entry) if is_folder else self._dealt.has_file(entry, folders[-1])
+
+    def _part_of(self, folder: Entry) -> FolderPart | None:
+        if self._dealt is None:
+            return None
+        return self._dealt.part_of(folder, combined=self._patients is not None)
 
     def _contents(self, folder: Entry, listing: Listing) -> Iterator[Found]:
         """What a folder holds, in order: slices of its DICOM series, then what is yet to be looked at."""
@@ -196,16 +246,25 @@ class Discovery:
         self.skipped_other += listing.others
         if self._patients is not None:
             contents = self._patients.contents(folder, listing)
-            self.skipped_other += contents.passed_over
-            yield from heapq.merge(contents.found, folder.below(contents.names), key=_order_of)
+            self._pass_over(folder, contents.passed_over)
+            found = filter(partial(self._is_found, folder), contents.found)
+            yield from heapq.merge(found, folder.below(contents.names), key=_order_of)
         elif self._looks_inside:
             series, refused, passed_over = sort_series(folder.order, folder.below(listing.dicoms))
-            self.skipped_other += passed_over
-            yield from chain.from_iterable(each.by_itself() for each in series)
-            yield from refused
+            self._pass_over(folder, passed_over)
+            slices = chain.from_iterable(each.by_itself() for each in series)
+            yield from filter(partial(self._is_found, folder), chain(slices, refused))
             yield from folder.below(listing.names)
         else:
             yield from folder.below(chain(listing.dicoms, listing.names))
+
+    def _is_found(self, folder: Entry, found: SourceFile | Unlisted) -> bool:
+        """Whether what a look into the files of `folder` has found is of the shard."""
+        return self._dealt is None or self._dealt.has_found(found, folder)
+
+    def _pass_over(self, folder: Entry, files: int) -> None:
+        if self._dealt is None or self._dealt.has_folder(folder):
+            self.skipped_other += files
 
     def _file(self, entry: Entry, status: os.stat_result) -> Iterator[SourceFile | Unlisted]:
         kind = kind_of(entry.path)
@@ -216,6 +275,10 @@ class Discovery:
         elif not stat.S_ISREG(status.st_mode):
             yield entry.refused(Failure("discover", "not_a_file", NOT_A_FILE))
         elif kind == "picture" or not self._looks_inside:
+            yield entry.file(status)
+        elif is_address(entry.path):
+            if kind in ("nifti", "dicom") or self._expect_far(entry.path).is_dicom(entry.path):
+                raise volume_refused(entry.path)
             yield entry.file(status)
         elif kind == "nifti":
             yield from nifti_slices(entry, status)
@@ -231,13 +294,39 @@ class Discovery:
             self.skipped_other += 1
 
 
+class Far(Protocol):
+    """What object stores tell of their addresses, as the calls of the same names do of paths."""
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """Raises OSError."""
+
+    def list_folder(self, path: bytes, part: FolderPart | None) -> Listing:
+        """Raises OSError."""
+
+    def is_dicom(self, path: bytes) -> bool:
+        """Whether an object begins as DICOM files do."""
+
+
 def _order_of(found: Found) -> bytes:
     return found.order
 
 
+def volume_refused(path: bytes) -> UsageError:
+    """The error of a file in an object store that holds a volume."""
+    return UsageError(
+        f"{safe_text(path)}: volumes (NIfTI, DICOM) are scored from a disk only: copy them to one, or list "
+        "the pictures with --files-from"
+    )
+
+
 def _typed(text: str) -> bytes:
-    raw = os.fsencode(text)
+    raw = os.fsencode(plain(text))
     return raw.rstrip(b"/") or raw[:1]
+
+
+def _place(path: bytes) -> bytes:
+    """Where a path or an address leads: what lies in the same place is the same."""
+    return path if is_address(path) else os.path.realpath(path)
 
 
 def _mirrored(part: bytes) -> bytes:

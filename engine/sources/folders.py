@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from engine.sources import endings
 from engine.sources.series import is_dicom
+from engine.sources.shards import FolderPart
 
 Kind = Literal["picture", "nifti", "dicom", "perhaps", "mask", "other"]
 
@@ -22,6 +24,27 @@ _NUMBER: Final = b"0"
 
 KeyedName = tuple[bytes, bytes]
 """A name behind its `natural_key`."""
+
+
+class Name(Protocol):
+    """A name in a folder, as `os.DirEntry` tells it."""
+
+    @property
+    def name(self) -> bytes:
+        """Without its folder."""
+
+    @property
+    def path(self) -> bytes:
+        """With it."""
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a file, or leads to one."""
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a folder, or leads to one."""
+
+    def is_symlink(self) -> bool:
+        """Whether it is a link."""
 
 
 @dataclass(slots=True)
@@ -37,12 +60,19 @@ class Listing:
     others: int = 0
 
 
-def list_folder(path: bytes) -> Listing:
-    """List a folder. Raises OSError."""
-    found = Listing()
+def list_folder(path: bytes, part: FolderPart | None = None) -> Listing:
+    """List a folder, or `part` of its files. Raises OSError."""
     with os.scandir(path) as entries:
-        for entry in entries:
-            _sort_in(found, entry)
+        return sort_names(entries, part, is_dicom)
+
+
+def sort_names(
+    entries: Iterable[Name], part: FolderPart | None, looks_like_dicom: Callable[[bytes], bool]
+) -> Listing:
+    """What a folder holds, or `part` of it, of what it was listed as."""
+    found = Listing()
+    for entry in entries:
+        _sort_in(found, entry, part, looks_like_dicom)
     found.names.sort()
     found.dicoms.sort()
     return found
@@ -80,18 +110,25 @@ def natural_key(name: bytes) -> bytes:
     return text + b"\0" + b"".join(zeros)
 
 
-def _sort_in(found: Listing, entry: os.DirEntry[bytes]) -> None:
+def _sort_in(
+    found: Listing, entry: Name, part: FolderPart | None, looks_like_dicom: Callable[[bytes], bool]
+) -> None:
     name = entry.name
     if name.startswith(b"."):
-        found.others += 1
+        found.others += part is None or part.has(name, "other")
         return
     kind: Kind | None = kind_of(name)
-    if kind in ("dicom", "perhaps"):
+    own = part is None or part.has(name, kind_of(name))
+    if part is not None and kind not in ("mask", "other") and not entry.is_dir(follow_symlinks=False):
+        part.see(name)
+    if kind in ("dicom", "perhaps") and (part is None or part.looks):
         # A link to a file is one of the series; a folder may be called like a file.
-        if entry.is_file() and (kind == "dicom" or is_dicom(entry.path)):
+        if entry.is_file() and (kind == "dicom" or looks_like_dicom(entry.path)):
             found.dicoms.append((natural_key(name), name))
             return
         kind = "other" if kind == "perhaps" else None
+    if not own and entry.is_file(follow_symlinks=False):
+        return
     # Only following a link tells what it is, and that is done when its turn has come.
     if kind in (None, "picture", "nifti") or entry.is_symlink() or entry.is_dir(follow_symlinks=False):
         found.names.append((natural_key(name), name))

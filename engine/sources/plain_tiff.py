@@ -1,8 +1,8 @@
 """TIFFs that hold a slice just as the models take it, read straight into its place.
 
 Files of one origin mostly differ in their pixels alone. Once one is known whose pixels lie in one piece,
-others of its size are read by one call: what is before the pixels, they, and what is behind, each to its place.
-Where all but the pixels is as in the known file, byte for byte, so is what a decoder would make of it.
+others of its size are read by one call: what is before the pixels, they, and what is behind, each to its
+place. Where all but the pixels is as in the known file, byte for byte, so is what a decoder would make of it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 
 from engine.bundle import Bundle
 from engine.runners import BACKENDS, open_runner
-from engine.score import Options, Stop, Watcher, score
+from engine.scoring import Options, Stop, Watcher, score
 from tests.badfiles import png
 from tests.faults import shim
 from tests.faults.scene import Left

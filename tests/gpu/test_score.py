@@ -17,7 +17,7 @@ from engine.backend import RUNTIMES, asker, choose
 from engine.bundle import Bundle
 from engine.errors import MachineError
 from engine.parity import FP16_LIMITS
-from engine.score import Options, Outcome, score
+from engine.scoring import Options, Outcome, score
 from tests.gpu.test_device_runners import DATA, bundle, gpu  # noqa: F401 - fixtures
 from tests.runs import files_below, results, table
 from trainer.phantoms import write_phantoms

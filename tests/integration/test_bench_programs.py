@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def dry_run(folder: Path, name: Name, *words: str | Path) -> Result:
     return result
 
 
+@pytest.mark.slow
+def test_a_cluster_costs_a_share_of_the_rate(folder: Path) -> None:
+    if find_spec("ray") is None:
+        pytest.skip("ray comes with the extra cluster")
+    result = dry_run(folder, "cluster", "--backend", "onnxruntime")
+    assert result.median("rate", on="this machine")
+    assert result.median("of the rate alone", on="a Ray cluster of it")
+
+
 def test_throughput_gives_three_rates_and_the_bound(folder: Path) -> None:
     result = dry_run(folder, "throughput", "--precision", "fp32")
     for rate in ("bound", "runner only", "from RAM", "disk to disk", "disk to disk, cold"):
@@ -88,11 +98,11 @@ def test_scaling_runs_resumes_and_finds_nothing_left(folder: Path) -> None:
 
 def test_a_peer_is_checked_and_timed_and_one_that_is_not_installed_is_named(folder: Path) -> None:
     result = dry_run(
-        folder, "peers", "--precision", "fp32", "--only", "onnxruntime_loop", "--only", "ray_data"
+        folder, "peers", "--precision", "fp32", "--only", "onnxruntime_loop", "--only", "monai_inferer"
     )
     programs = [row.of["title"] for row in result.rows]
     assert programs == ["tumorscan", "tumorscan, onnxruntime", "ONNX Runtime's defaults, plain loop"]
-    assert any("Ray Data" in note and "not installed" in note for note in result.notes)
+    assert any("MONAI" in note and "not installed" in note for note in result.notes)
     assert (result.median("times ONNX Runtime's defaults, plain loop (fp32)", program="tumorscan") or 0) > 0
 
 

@@ -23,7 +23,7 @@ from engine.errors import UsageError
 from engine.ledger import Ledger, stored_identity
 from engine.outputs.overlays import OUTLINE_RGB
 from engine.outputs.tables import RESULT_COLUMNS
-from engine.score import Options, Outcome, Stop, Watcher, count_slices, score, survey
+from engine.scoring import Options, Outcome, Stop, Watcher, count_slices, score, survey
 from tests.badfiles import tiff
 from tests.runs import command, environment, files_below, results, table, tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle, tiny_slice
@@ -604,7 +604,7 @@ def test_on_a_terminal_there_is_a_bar(data: Path, bundle: Path) -> None:
 MEMORY_PROGRAM = """
 import resource, sys
 from pathlib import Path
-from engine.score import Options, score
+from engine.scoring import Options, score
 score(Options(("data",), Path(sys.argv[1]), Path(sys.argv[2]), limit=int(sys.argv[3]), backend="onnxruntime",
               workers=1, masks="none"))
 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):

@@ -14,8 +14,8 @@ from engine.bundle import Bundle
 from engine.cascade import OperatingPoint
 from engine.errors import UsageError
 from engine.flips import NO_FLIPS, Flips
-from engine.score import Options, Outcome, score
 from engine.scorer import gate_for_gpu
+from engine.scoring import Options, Outcome, score
 from tests import tinybundle
 from tests.runs import files_below, results, table, tumorscan, write_slices
 

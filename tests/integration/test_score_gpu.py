@@ -30,8 +30,8 @@ from engine.pipeline import Totals
 from engine.prepare import Prepared
 from engine.probes import Answer
 from engine.run import Options, Outcome, Plan
-from engine.score import Stop, Watcher, score, survey
 from engine.scorer import GpuScorer
+from engine.scoring import Stop, Watcher, score, survey
 from tests import gpuchild, preparechild
 from tests.doublesettings import FOLDER
 from tests.lanes import host_cascade

@@ -16,7 +16,7 @@ import pytest
 from engine.errors import UsageError
 from engine.outputs.components import Rule
 from engine.outputs.rle import decode
-from engine.score import Options, Outcome, score
+from engine.scoring import Options, Outcome, score
 from tests.runs import Ran, files_below, table, tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle
 

@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from tests.runs import CHECKOUT, environment, table, tumorscan, write_slices
+from tests.runs import CHECKOUT, environment, files_below, results, table, tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle
 
 TUTORIAL = CHECKOUT / "docs" / "tutorial.md"
@@ -44,25 +43,20 @@ def test_the_tutorial_can_be_followed_word_for_word(tmp_path: Path, installed: d
     assert (tmp_path / "results" / "evaluation.json").exists()
 
 
-def test_parts_of_an_input_together_are_the_whole(tmp_path: Path, installed: dict[str, str]) -> None:
+def test_what_the_jobs_of_an_input_write_is_merged_to_the_whole(
+    tmp_path: Path, installed: dict[str, str]
+) -> None:
     write_slices(tmp_path / "data", 9, patients=3)
     (tmp_path / "data" / "p1" / "bad.png").write_bytes(b"no image")
     make_tiny_bundle(tmp_path / "bundle")
-    jobs, out = CHECKOUT / "jobs", tmp_path / "results"
 
     def run(*words: str | Path) -> None:
         subprocess.run(list(map(str, words)), cwd=tmp_path, env=installed, check=True, timeout=300)
 
-    run(jobs / "split.sh", "data", "2", "lists")
     for index in ("0", "1"):
-        run(jobs / "part.sh", index, "lists", "results", "--bundle", "bundle", "--quiet")
-    run("bash", "-c", "awk 'FNR > 1 || NR == 1' results/[0-9]*/results.csv > results.csv")
-
+        run(CHECKOUT / "jobs" / "shard.sh", index, "2", "shards", "data", "--bundle", "bundle", "--quiet")
+    run("bash", "-c", "tumorscan merge shards/* --out merged || [ $? -eq 4 ]")
     whole = tumorscan("score", "data", "--bundle", "bundle", "--out", "whole", "--quiet", cwd=tmp_path)
     assert whole.status == 4
-    told = ["image_path", "status", "tumor_probability", "has_mask", "mask_pixels", "bbox_x", "bbox_y"]
-    joined = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, dtype=str)
-    by_path = joined[told].sort_values("image_path", ignore_index=True)
-    expected = table(tmp_path / "whole")[told].sort_values("image_path", ignore_index=True)
-    pd.testing.assert_frame_equal(by_path, expected)
-    assert (out / "0" / "errors.csv").exists()
+    assert results(tmp_path / "merged") == results(tmp_path / "whole")
+    assert files_below(tmp_path / "merged") == files_below(tmp_path / "whole")

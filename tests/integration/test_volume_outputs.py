@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from engine.outputs.components import Rule
-from engine.score import Options, Outcome, score
+from engine.scoring import Options, Outcome, score
 from tests.dicomseries import DIRECTIONS, IDENTITY, PATIENT, series
 from tests.runs import files_below, table
 from tests.tinybundle import make_tiny_bundle, tiny_slice

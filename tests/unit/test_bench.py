@@ -21,7 +21,7 @@ from engine.bench import (
 )
 from engine.errors import UsageError
 from engine.run import Options, Plan
-from engine.score import survey
+from engine.scoring import survey
 from tests.badfiles import tiff
 from tests.runs import files_below, write_slices
 from tests.tinybundle import make_tiny_bundle, tiny_slice

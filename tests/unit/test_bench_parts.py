@@ -28,7 +28,7 @@ from benchmarks.scaling import Tree, _trees
 from benchmarks.slices import cached, chill, replicate, warm, work_set
 from engine.errors import UsageError
 from engine.run import Options
-from engine.score import score
+from engine.scoring import score
 from tests.runs import table, write_slices
 from tests.tinybundle import make_tiny_bundle, tiny_slices
 

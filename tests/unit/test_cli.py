@@ -99,9 +99,9 @@ def test_a_time_that_is_none_is_refused(text: str) -> None:
 def run_with_a_bug(folder: Path, error: str, log_folder: Path) -> subprocess.CompletedProcess[str]:
     """Score with a `survey` of our own that fails, as a bug of ours would."""
     program = (
-        "import sys, engine.score, engine.cli\n"
+        "import sys, engine.scoring, engine.cli\n"
         f"def survey(options): raise {error}\n"
-        "engine.score.survey = survey\n"
+        "engine.scoring.survey = survey\n"
         "sys.argv = ['tumorscan', 'score', 'data', '--dry-run']\n"
         "engine.cli.main()"
     )

@@ -30,7 +30,7 @@ SHELLS = ("sh", "bash", "console", "ini")
 # Options that pages name alone, of programs that are not ours, or that make them of names.
 FOREIGN = {
     "docker": {"--entrypoint", "--user", "--build-arg", "--rm", "--gpus"},
-    "slurm": {"--requeue", "--time"},
+    "slurm": {"--array", "--requeue", "--time"},
     "nnU-Net": {"--continue_prediction"},
     "mindGlide": {"--resume"},
     "mkdocs": {"--strict"},

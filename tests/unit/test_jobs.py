@@ -18,7 +18,7 @@ from engine.cli import whole_app
 from tests.tools import tool
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-SCRIPTS = [*sorted(JOBS.glob("*.sh")), JOBS / "slurm.sbatch"]
+SCRIPTS = sorted([*JOBS.glob("*.sh"), *JOBS.glob("*.sbatch")])
 MANIFESTS = sorted((JOBS / "kubernetes").glob("*.yaml"))
 # The oldest that has what they use, and a newer one.
 KUBERNETES = ("1.33", "1.36")
@@ -53,18 +53,6 @@ def logged(folder: Path, name: str) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def listed(lists: Path) -> list[list[str]]:
-    """The paths of each list, in the order of their numbers."""
-    count = len(list(lists.iterdir()))
-    return [(lists / f"{n}.list").read_bytes().decode().split("\0")[:-1] for n in range(count)]
-
-
-def folders(data: Path, *names: str) -> Path:
-    for name in names:
-        (data / name).mkdir(parents=True)
-    return data
-
-
 # All scripts
 
 
@@ -80,98 +68,67 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 def test_options_in_the_files_are_options_of_score() -> None:
-    known = {
-        option
-        for parameter in typer.main.get_group(whole_app()).commands["score"].params
-        for option in parameter.opts
-    }
     calls = [*re.findall(r"tumorscan score(.*?)(?:\n[a-z]|\|\||$)", script("slurm.sbatch"), re.DOTALL)]
-    calls += re.findall(r"^tumorscan score (.*)$", script("part.sh"), re.MULTILINE)
-    calls += re.findall(r"jobs/part\.sh (.*)\"$", script("ngc-base-command.sh"), re.MULTILINE)
+    calls += re.findall(r"^tumorscan score (.*)$", script("shard.sh"), re.MULTILINE)
+    calls += re.findall(r"jobs/shard\.sh (.*)\"$", script("ngc-base-command.sh"), re.MULTILINE)
     calls += [" ".join(container()["args"])]
     used = {option for call in calls for option in re.findall(r"(?<!\S)--[a-z-]+", call)}
-    assert {"--files-from", "--out", "--backend", "--max-runtime"} <= used
-    assert used - known == set()
+    assert {"--shard", "--out", "--backend", "--max-runtime"} <= used
+    assert used - options("score") == set()
+
+
+def test_every_scheduler_has_a_merge_of_what_its_jobs_write() -> None:
+    (merging,) = job("merge.yaml")["spec"]["template"]["spec"]["containers"]
+    texts = [merging["args"][-1], script("slurm-merge.sbatch"), script("ngc-base-command.sh")]
+    for text in texts:
+        (line,) = re.findall(r"tumorscan merge (\S+)/\* (--out \S+?)(?= |'|$)", text, re.MULTILINE)
+        assert line[0].endswith("/results/shards")
+        assert line[1].startswith(f"--out {line[0].removesuffix('/shards')}/")
+    assert "--out" in options("merge")
+
+
+def options(command: str) -> set[str]:
+    group = typer.main.get_group(whole_app())
+    return {option for parameter in group.commands[command].params for option in parameter.opts}
 
 
 def script(name: str) -> str:
     return (JOBS / name).read_text()
 
 
-# split.sh
+# shard.sh
 
 
-def test_folders_are_dealt_in_turn_and_stay_whole(tmp_path: Path) -> None:
-    data = folders(tmp_path / "data", "a", "b", "c", "d", "e", ".hidden")
-    done = run("split.sh", data, "2", tmp_path / "lists")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert listed(tmp_path / "lists") == [[f"{data}/{n}" for n in "ace"], [f"{data}/{n}" for n in "bd"]]
-
-
-def test_names_with_line_breaks_and_spaces_are_dealt(tmp_path: Path) -> None:
-    data = folders(tmp_path / "data", "a b", "c\nd")
-    run("split.sh", data, "2", tmp_path / "lists")
-    assert listed(tmp_path / "lists") == [[f"{data}/a b"], [f"{data}/c\nd"]]
-
-
-def test_a_second_call_leaves_the_lists_as_they_are(tmp_path: Path) -> None:
-    data = folders(tmp_path / "data", "a", "c")
-    run("split.sh", data, "2", tmp_path / "lists")
-    folders(data, "b")
-    done = run("split.sh", data, "2", tmp_path / "lists")
-    assert done.returncode == 0
-    assert listed(tmp_path / "lists") == [[f"{data}/a"], [f"{data}/c"]]
-
-
-def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
-    data = folders(tmp_path / "data", "a", "b", "c")
-    run("split.sh", data, "2", tmp_path / "lists")
-    done = run("split.sh", data, "3", tmp_path / "lists")
-    assert done.returncode == 2
-    assert len(listed(tmp_path / "lists")) == 2
-
-
-@pytest.mark.parametrize("name", ["loose.tif", "LOOSE.PNG"])
-def test_slices_beside_the_folders_are_not_left_out_silently(tmp_path: Path, name: str) -> None:
-    data = folders(tmp_path / "data", "a")
-    (data / name).touch()
-    done = run("split.sh", data, "1", tmp_path / "lists")
-    assert done.returncode == 2
-    assert "1 files lie directly in" in done.stderr
-    assert not (tmp_path / "lists").exists()
-
-
-@pytest.mark.parametrize("parts", ["3", "0", "-1", "two", ""])
-def test_a_number_of_parts_that_cannot_be_is_refused(tmp_path: Path, parts: str) -> None:
-    data = folders(tmp_path / "data", "a", "b")
-    assert run("split.sh", data, parts, tmp_path / "lists").returncode == 2
-    assert not (tmp_path / "lists").exists()
-
-
-# part.sh
-
-
-def test_a_part_scores_its_list_into_its_folder(tmp_path: Path) -> None:
+def test_a_job_scores_its_shard_into_its_folder(tmp_path: Path) -> None:
     programs = stand_in(tmp_path / "bin", "tumorscan", "exit 0")
-    done = run("part.sh", "3", "/lists", "/results", "--backend", "tensorrt", path=programs)
+    done = run("shard.sh", "3", "16", "/results", "/data", "--backend", "tensorrt", path=programs)
     assert done.returncode == 0
     assert logged(programs, "tumorscan") == [
-        *("score", "--files-from", "/lists/3.list", "--out", "/results/3"),
-        *("--backend", "tensorrt"),
+        *("score", "/data", "--backend", "tensorrt"),
+        *("--shard", "4/16", "--out", "/results/4"),
     ]
 
 
+@pytest.mark.parametrize("words", [(), ("0", "4", "/results"), ("x", "4", "/results", "/data")])
+def test_a_job_without_its_words_is_told_which(tmp_path: Path, words: tuple[str, ...]) -> None:
+    programs = stand_in(tmp_path / "bin", "tumorscan", "exit 0")
+    done = run("shard.sh", *words, path=programs)
+    assert done.returncode == 2
+    assert "usage: shard.sh INDEX COUNT RESULTS INPUT" in done.stderr
+    assert logged(programs, "tumorscan") == []
+
+
 @pytest.mark.parametrize("status", [0, 1, 2, 3, OUT_OF_TIME, 130, TOLD_TO_STOP])
-def test_a_part_ends_as_tumorscan_does(tmp_path: Path, status: int) -> None:
+def test_a_job_ends_as_tumorscan_does(tmp_path: Path, status: int) -> None:
     programs = stand_in(tmp_path / "bin", "tumorscan", f"exit {status}")
-    assert run("part.sh", "0", "/lists", "/results", path=programs).returncode == status
+    assert run("shard.sh", "0", "4", "/results", "/data", path=programs).returncode == status
 
 
 def test_quarantined_slices_are_a_success_that_is_told(tmp_path: Path) -> None:
     programs = stand_in(tmp_path / "bin", "tumorscan", f"exit {FINISHED_WITH_A_LIST}")
-    done = run("part.sh", "0", "/lists", "/results", path=programs)
+    done = run("shard.sh", "0", "4", "/results", "/data", path=programs)
     assert done.returncode == 0
-    assert "/results/0/errors.csv" in done.stderr
+    assert "/results/1/errors.csv" in done.stderr
 
 
 @pytest.mark.parametrize("status", [TOLD_TO_STOP, 0, FINISHED_WITH_A_LIST])
@@ -179,7 +136,7 @@ def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(tmp_path: Path, st
     body = f'trap "echo told >>{tmp_path}/told; sleep 0.5; exit {status}" TERM; touch {tmp_path}/ready\n'
     programs = stand_in(tmp_path / "bin", "tumorscan", body + "while :; do sleep 0.05; done")
     part = subprocess.Popen(
-        ["bash", str(JOBS / "part.sh"), "0", "/lists", "/results"],
+        ["bash", str(JOBS / "shard.sh"), "0", "4", "/results", "/data"],
         env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
         stderr=subprocess.DEVNULL,
     )
@@ -202,6 +159,7 @@ def slurm(tmp_path: Path, status: int, **variables: str) -> tuple[subprocess.Com
         "WORK": str(tmp_path / "work"),
         "IMAGE": "/images/tumorscan.sqsh",
         "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "4",
         "SLURM_ARRAY_JOB_ID": "77",
     }
     return run("slurm.sbatch", path=programs, **{**settings, **variables}), programs
@@ -215,16 +173,30 @@ def test_slurm_mounts_the_input_read_only_and_keeps_plans(tmp_path: Path) -> Non
     work = tmp_path / "work"
     assert mounts.removeprefix("--container-mounts=").split(",") == [
         "/scratch/slices:/data:ro",
-        f"{work}/lists:/lists:ro",
         f"{work}/results:/results",
         f"{work}/plans:/plans",
     ]
-    assert words[words.index("--files-from") + 1] == "/lists/2.list"
-    assert words[words.index("--out") + 1] == "/results/2"
+    assert words[words.index("--shard") + 1] == "2/4"
+    assert words[words.index("--out") + 1] == "/results/shards/2"
+
+
+def test_slurm_can_run_single_shards_again(tmp_path: Path) -> None:
+    _, programs = slurm(tmp_path, 0, SLURM_ARRAY_TASK_COUNT="1", SHARDS="4")
+    words = logged(programs, "srun")
+    assert words[words.index("--shard") + 1] == "2/4"
+
+
+@pytest.mark.parametrize(("status", "ended"), [(0, 0), (FINISHED_WITH_A_LIST, 0), (2, 2), (3, 3)])
+def test_slurm_merges_and_takes_a_list_for_a_success(tmp_path: Path, status: int, ended: int) -> None:
+    programs = stand_in(tmp_path / "bin", "srun", f"exit {status}")
+    settings = {"WORK": str(tmp_path / "work"), "IMAGE": "/images/tumorscan.sqsh"}
+    done = run("slurm-merge.sbatch", path=programs, **settings)
+    assert done.returncode == ended
+    assert ("errors.csv" in done.stdout) == (status == FINISHED_WITH_A_LIST)
 
 
 @pytest.mark.parametrize("status", [OUT_OF_TIME, TOLD_TO_STOP])
-def test_slurm_takes_an_unfinished_part_back_into_the_queue(tmp_path: Path, status: int) -> None:
+def test_slurm_takes_an_unfinished_shard_back_into_the_queue(tmp_path: Path, status: int) -> None:
     done, programs = slurm(tmp_path, status)
     assert done.returncode == 0
     assert logged(programs, "scontrol") == ["requeue", "77_2"]
@@ -264,19 +236,21 @@ def test_runs_end_in_order_before_their_job_is_ended() -> None:
 # NGC Base Command
 
 
-def test_base_command_gets_a_job_a_part(tmp_path: Path) -> None:
+def test_base_command_gets_a_job_a_shard(tmp_path: Path) -> None:
     programs = stand_in(tmp_path / "bin", "ngc", "exit 0")
     settings = dict.fromkeys(("ACE", "INSTANCE", "IMAGE", "DATASET", "WORKSPACE"), "x")
     assert run("ngc-base-command.sh", "3", path=programs, **settings).returncode == 0
     words = logged(programs, "ngc")
     names = [words[at + 1] for at, word in enumerate(words) if word == "--name"]
     lines = [words[at + 1] for at, word in enumerate(words) if word == "--commandline"]
-    assert names == ["tumorscan-0", "tumorscan-1", "tumorscan-2"]
-    assert [line.split()[:2] for line in lines] == [["/opt/tumorscan/jobs/part.sh", str(n)] for n in range(3)]
+    assert names == ["tumorscan-1", "tumorscan-2", "tumorscan-3"]
+    assert [line.split()[:3] for line in lines] == [
+        ["/opt/tumorscan/jobs/shard.sh", str(n), "3"] for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize("parts", ["", "0", "all"])
-def test_base_command_asks_for_a_number_of_parts(tmp_path: Path, parts: str) -> None:
+def test_base_command_asks_for_a_number_of_shards(tmp_path: Path, parts: str) -> None:
     programs = stand_in(tmp_path / "bin", "ngc", "exit 0")
     assert run("ngc-base-command.sh", parts, path=programs).returncode == 2
     assert logged(programs, "ngc") == []
@@ -307,12 +281,20 @@ def test_manifests_are_valid(manifest: Path, version: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_there_is_a_list_for_every_index_and_both_jobs_are_of_one_image() -> None:
-    (split,) = job("split.yaml")["spec"]["template"]["spec"]["containers"]
+def test_there_is_a_shard_for_every_index_and_both_jobs_are_of_one_image() -> None:
+    (merging,) = job("merge.yaml")["spec"]["template"]["spec"]["containers"]
     spec = job("score.yaml")["spec"]
-    assert int(split["args"][2]) == spec["completions"] == spec["parallelism"]
-    assert split["args"][3] == container()["args"][2]
-    assert split["image"] == container()["image"]
+    assert int(container()["args"][2]) == spec["completions"] == spec["parallelism"]
+    assert f"{container()['args'][3]}/*" in merging["args"][-1]
+    assert merging["image"] == container()["image"]
+
+
+@pytest.mark.parametrize(("status", "ended"), [(0, 0), (FINISHED_WITH_A_LIST, 0), (2, 1), (3, 1)])
+def test_a_merge_with_a_list_is_a_success(tmp_path: Path, status: int, ended: int) -> None:
+    (merging,) = job("merge.yaml")["spec"]["template"]["spec"]["containers"]
+    programs = stand_in(tmp_path / "bin", "tumorscan", f"exit {status}")
+    search = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    assert subprocess.run(merging["args"], env={**os.environ, **search}).returncode == ended
 
 
 def test_statuses_are_treated_as_they_are_meant() -> None:

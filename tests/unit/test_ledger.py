@@ -343,9 +343,7 @@ def test_files_that_rows_speak_of_are_flushed_before_the_rows_are_kept(
     masks = path.parent / "masks"
     flushed: list[tuple[Path, int]] = []
     with Ledger.open(path, IDENTITY, fresh=False, folders=(masks, path.parent / "none")) as ledger:
-        monkeypatch.setattr(
-            "engine.ledger.flush", lambda folder: flushed.append((folder, ledger.counts().ok))
-        )
+        monkeypatch.setattr("engine.disk.flush", lambda folder: flushed.append((folder, ledger.counts().ok)))
         masks.mkdir()
         ledger.commit([scored(b"a", has_mask=0)])
         ledger.commit([scored(b"b")])
