@@ -66,7 +66,12 @@ def run(
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "engine.decode_worker" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # what another test has left to be waited for
+            if "engine.decode_worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
