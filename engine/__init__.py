@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.api import score
-    from engine.iterating import Run
-    from engine.result import Result
+    from engine.notebook.api import score
+    from engine.notebook.iterating import Run
+    from engine.notebook.result import Result
 
 __all__ = ["Result", "Run", "__version__", "score"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"score": "engine.api", "Run": "engine.iterating", "Result": "engine.result"}
+_HOMES = {
+    "score": "engine.notebook.api",
+    "Run": "engine.notebook.iterating",
+    "Result": "engine.notebook.result",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ from engine.run import PROOF_SLICES, Options, Plan, Ran
 from engine.settle import identity
 from engine.sources.discovery import SourceFile, Unlisted
 from engine.stop import Stop, StoppedError
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 STORE_SECONDS = 2.0
 """How long rows wait for one transaction where that is some requests to a store, and an object there."""

@@ -20,7 +20,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from engine.busy import Busy
 from engine.cascade import Scores
 from engine.ledger import SliceRow
 from engine.ring import DecodedBlock, Ring
@@ -28,6 +27,7 @@ from engine.rows import RowWriter
 from engine.scorer import Scorer
 from engine.sources.discovery import SourceFile, Unlisted
 from engine.sources.entries import pages_of
+from engine.watch.busy import Busy
 
 WRITERS = 2
 """Threads that write masks; encoding and writing leave the interpreter lock."""

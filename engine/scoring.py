@@ -34,7 +34,7 @@ from engine.sources.lists import open_list
 from engine.sources.shards import Dealt
 from engine.stop import Stop
 from engine.text import shown
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster

@@ -30,7 +30,7 @@ from engine.ray_address import refuse_address
 from engine.run import PROOF_SLICES, Options, Plan, Ran
 from engine.settle import identity, refuse_outputs
 from engine.stop import Stop, StoppedError
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 _OF_GPUS: Final = ("auto", "tensorrt", "cuda")
 _POLL_S: Final = 0.25

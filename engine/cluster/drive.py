@@ -18,7 +18,7 @@ from engine.errors import MachineError
 from engine.ledger import Ledger, SliceRow
 from engine.pipeline import COMMIT_ROWS, COMMIT_SECONDS, Totals
 from engine.stop import Stop
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 PATIENCE_S: Final = 600.0
 """Of a cluster of which nothing is heard: as long as one takes to bring up another machine."""

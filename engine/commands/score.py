@@ -319,12 +319,12 @@ def _dry_run(options: Options, config: Path | None) -> int:
 def _score(options: Options, signals: SignalStop, *, quiet: bool, as_json: bool, metrics: Path | None) -> int:
     from rich.console import Console
 
-    from engine.display import Display
-    from engine.expected import Expected
-    from engine.logs import JsonLog
-    from engine.metrics import Metrics
     from engine.scoring import score
-    from engine.watcher import Watchers
+    from engine.watch.display import Display
+    from engine.watch.expected import Expected
+    from engine.watch.logs import JsonLog
+    from engine.watch.metrics import Metrics
+    from engine.watch.watcher import Watchers
 
     screen = lasting(sys.stderr)
     with ExitStack() as stack:
@@ -360,7 +360,7 @@ def _score(options: Options, signals: SignalStop, *, quiet: bool, as_json: bool,
 
 def _tell(outcome: Outcome, stop: Stop) -> None:
     """How it ended, for people: a table, and that it goes on."""
-    from engine.display import closing_table
+    from engine.watch.display import closing_table
 
     table = lasting(sys.stdout)
     if outcome.finished and outcome.nothing_new:

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import Final, TextIO, cast
 
-from engine.events import json_line
+from engine.watch.events import json_line
 
 _JSON: Final = threading.Event()
 """Set once this process is asked to tell what ends it as JSON (`--log-format json`)."""

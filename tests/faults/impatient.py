@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import engine.display
 import engine.opening
+import engine.watch.display
 from engine.cli import main
 
 engine.opening.FILE_TIMEOUT = 2.0
-engine.display.LINE_SECONDS = 1.0
+engine.watch.display.LINE_SECONDS = 1.0
 
 if __name__ == "__main__":
     main()

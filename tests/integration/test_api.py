@@ -102,7 +102,7 @@ def test_a_run_that_was_left_is_continued_and_gives_every_slice_once(
     (folder / "data" / "bad.png").write_bytes(b"no image")
     with monkeypatch.context() as patch:
         patch.setattr("engine.pipeline.COMMIT_ROWS", 1)
-        patch.setattr("engine.iterating._AHEAD", 1)
+        patch.setattr("engine.notebook.iterating._AHEAD", 1)
         for _ in score("data", out="out", bundle=bundle, workers=1, batch=1):
             break
     assert not (folder / "out" / "run.lock").exists()

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from engine import linking
 from engine.errors import TumorscanError, UsageError
-from engine.merge import Merged, Options, merge
+from engine.merge import Merged, Options, linking, merge
 from engine.outputs.components import Rule
 from engine.scoring import Options as Scoring
 from engine.scoring import Outcome, score
@@ -154,7 +153,7 @@ def test_a_killed_merge_is_done_by_the_same_call(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"engine.merge_rows.{at}", killed)
+        patch.setattr(f"engine.merge.rows.{at}", killed)
         with pytest.raises(KeyboardInterrupt):
             put_together(*SHARDS)
     assert not Path("merged/results.csv").exists()

@@ -68,7 +68,9 @@ def run(
 def workers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # what another test has left to be waited for
+        with contextlib.suppress(
+            psutil.ZombieProcess, psutil.NoSuchProcess
+        ):  # what another test has left to be waited for
             if "engine.decode_worker" in child.cmdline():
                 found.append(child)
     return found

@@ -566,7 +566,7 @@ def test_a_dry_run_says_what_would_be_done(data: Path, bundle: Path) -> None:
 
 def test_in_a_log_there_is_a_plain_line_every_so_often(data: Path, bundle: Path) -> None:
     program = (
-        "import engine.display; engine.display.LINE_SECONDS = 0.2\n"
+        "import engine.watch.display; engine.watch.display.LINE_SECONDS = 0.2\n"
         "import engine.pipeline; engine.pipeline.COMMIT_SECONDS = 0.1\n"
         "from engine.cli import main; main()"
     )

@@ -14,14 +14,14 @@ import pytest
 
 import engine
 from engine import score
-from engine.arrays import as_files
-from engine.busy import Busy
 from engine.commands.score import score_command
 from engine.errors import UsageError
 from engine.flips import Flips
+from engine.notebook.arrays import as_files
 from engine.outputs.components import Rule
 from engine.run import Options
 from engine.sources.read import decode_slice
+from engine.watch.busy import Busy
 from engine.words import words_of
 from tests.runs import environment
 from tests.tinybundle import tiny_slice, tiny_slices
@@ -78,13 +78,13 @@ def test_options_have_the_names_of_the_commands() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     program = (
         "import sys, engine\n"
-        "print(sorted({'numpy', 'cv2', 'pydantic', 'engine.api'} & set(sys.modules)))\n"
+        "print(sorted({'numpy', 'cv2', 'pydantic', 'engine.notebook.api'} & set(sys.modules)))\n"
         "print(engine.score.__module__, engine.Run.__name__, engine.Result.__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\nengine.api Run Result\n"
+    assert done.stdout == "[]\nengine.notebook.api Run Result\n"
     with pytest.raises(AttributeError, match="no attribute 'scores'"):
         _ = engine.scores  # type: ignore[attr-defined]
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from engine import logs as module
 from engine.errors import UsageError
-from engine.expected import Expected
 from engine.ledger import SliceRow
-from engine.logs import JsonLog
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.pipeline import Totals
 from engine.run import Options
+from engine.watch import logs as module
+from engine.watch.expected import Expected
+from engine.watch.logs import JsonLog
 from tests.runs import command, environment, tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle
 

@@ -9,14 +9,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from engine import metrics as module
 from engine.errors import MachineError, UsageError
-from engine.expected import Expected
 from engine.ledger import SliceRow
-from engine.metrics import Metrics
 from engine.pipeline import Totals
 from engine.run import Options
-from engine.watcher import Watcher
+from engine.watch import metrics as module
+from engine.watch.expected import Expected
+from engine.watch.metrics import Metrics
+from engine.watch.watcher import Watcher
 from tests.runs import tumorscan, write_slices
 from tests.tinybundle import make_tiny_bundle
 

@@ -17,13 +17,13 @@ from typing import Final, Self
 
 import engine
 from engine.errors import MachineError, TumorscanError
-from engine.expected import Expected
 from engine.ledger import Counts, SliceRow
 from engine.outputs.atomic import replacing
 from engine.pipeline import Totals
 from engine.run import Options, Outcome, Plan
 from engine.text import shown
-from engine.watcher import Watcher
+from engine.watch.expected import Expected
+from engine.watch.watcher import Watcher
 
 WRITE_SECONDS: Final = 15.0
 _BUG_STATUS: Final = 1

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from engine.arrays import Images, as_files, expect_stack
 from engine.cloud.addresses import of_path
 from engine.disk import cannot_write
 from engine.errors import UsageError
 from engine.flips import Flips
-from engine.iterating import Run
+from engine.notebook.arrays import Images, as_files, expect_stack
+from engine.notebook.iterating import Run
 from engine.outputs.components import Rule
 from engine.run import LANES, Options
 from engine.sources.channels import Patterns

@@ -19,8 +19,9 @@ from engine.disk import cannot_write
 from engine.errors import UsageError
 from engine.finish import Finish, finish
 from engine.ledger import Ledger, has_rows, stored_count, stored_identity, stored_meta
-from engine.merge_report import write_merge_report
-from engine.merge_rows import Watch, take_rows, volume_rows
+from engine.merge.report import write_merge_report
+from engine.merge.rows import Watch, take_rows, volume_rows
+from engine.merge.shard_set import leader, read_shards
 from engine.outputs.atomic import clean_stale
 from engine.outputs.components import Rule
 from engine.outputs.leftovers import FOLDERS, remove_outputs
@@ -28,7 +29,6 @@ from engine.outputs.parquet import expect_parquet
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.outputs.runjson import RunReport
 from engine.run import LEDGER, private_folder
-from engine.shard_set import leader, read_shards
 from engine.shards import FinishedShard
 from engine.text import shown
 

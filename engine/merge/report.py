@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.ledger import Counts
+from engine.merge.shard_set import leader
 from engine.outputs import runjson
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.outputs.runjson import MergeReport, RunReport, ShardReport, Timings
-from engine.shard_set import leader
 from engine.shards import FinishedShard
 from engine.text import shown
 

@@ -9,7 +9,7 @@ from typing import Self
 from engine.ledger import Counts
 from engine.run import Options, Plan
 from engine.scoring import count_slices
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 
 class Expected(Watcher):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Final, TextIO
 
 import engine
-from engine.events import Event, Level, Value, json_line
-from engine.expected import Expected
 from engine.ledger import Counts, SliceRow
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.pipeline import Totals
 from engine.run import Options, Outcome, Plan
 from engine.text import shown
-from engine.watcher import Watcher
+from engine.watch.events import Event, Level, Value, json_line
+from engine.watch.expected import Expected
+from engine.watch.watcher import Watcher
 
 PROGRESS_SECONDS: Final = 10.0
 

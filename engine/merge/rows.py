@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from engine.errors import UsageError
 from engine.ledger import Ledger, SliceRow
-from engine.linking import take_file, take_tree
+from engine.merge.linking import take_file, take_tree
 from engine.outputs.masks import write_mask
 from engine.outputs.rle import decode
 from engine.outputs.volumes import VolumeRow

@@ -9,12 +9,12 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from engine.expected import Expected
 from engine.ledger import Counts
 from engine.pipeline import Totals
 from engine.run import Options, Outcome, Plan
 from engine.sources.shards import Shard
-from engine.watcher import Watcher
+from engine.watch.expected import Expected
+from engine.watch.watcher import Watcher
 
 LINE_SECONDS = 10.0
 

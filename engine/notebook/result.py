@@ -62,7 +62,8 @@ class Result:
     def of_row(cls, row: SliceRow, out: Path | None, images: Path | None = None) -> Result:
         """The result that `row` tells of.
 
-        `out` is the run's output, None where that is nobody's; `images` the folder of arrays (engine.arrays).
+        `out` is the run's output, None where that is nobody's; `images` the folder of arrays (see
+        `engine.notebook.arrays`).
         """
         path = Path(row.image_path)
         is_array = images is not None

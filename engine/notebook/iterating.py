@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final, Self
 from engine.cloud.addresses import as_typed
 from engine.errors import UsageError
 from engine.ledger import Counts, SliceRow, stored_rows
-from engine.result import Result
+from engine.notebook.result import Result
 from engine.run import Options, Outcome, Plan
 from engine.scoring import score
 from engine.stop import Stop, StoppedError
-from engine.watcher import Watcher
+from engine.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ class Run:
         """Use `engine.score`.
 
         `private` is deleted at the end; where it is given, the output lies in it. `images` is the folder of
-        engine.arrays, where the slices come from there.
+        engine.notebook.arrays, where the slices come from there.
         """
         self._options = options
         self._is_private = private is not None

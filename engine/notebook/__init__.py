@@ -1,0 +1,1 @@
+"""Runs as Python code meets them: an iterator of results with arrays."""
