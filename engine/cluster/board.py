@@ -116,6 +116,7 @@ class Board:
 
     async def begin(self, unit: int, worker: str) -> bool:
         """Whether `worker` is to score the unit: not where that is done, or another is at it."""
+        self._beats[worker] = time.monotonic()  # or one that dies right after it would keep the unit
         free = unit in self._slices and self._begun.get(unit, worker) == worker
         if not free or self._stop.is_set():
             return False

@@ -22,6 +22,8 @@ from engine.watch.watcher import Watcher
 
 PATIENCE_S: Final = 600.0
 """Of a cluster of which nothing is heard: as long as one takes to bring up another machine."""
+STALL_S: Final = 45.0
+"""After so long without news all that nobody is at is given out again: Ray may hold it for one that is gone."""
 GRACE_S: Final = 12.0
 """How long workers may take to finish what they are at when the run is to stop."""
 AHEAD: Final = 12
@@ -70,6 +72,7 @@ class Drive:
     _committed_at: float = 0.0
     _heard: Heard = field(default_factory=Heard)
     _news_at: float = 0.0
+    _handed_at: float = 0.0
     _stopped_at: float | None = None
 
     def run(self, entries: Iterator[Slice]) -> None:
@@ -200,8 +203,9 @@ class Drive:
             self.totals.started = now  # the models are loaded, and slices are read
         self._heard = heard
         self._look_for_nodes()
-        if heard.silent:
+        if heard.silent or (heard.workers and now - max(self._news_at, self._handed_at) > STALL_S):
             self._hand_on(heard)
+            self._handed_at = now
         if now - self._news_at > PATIENCE_S:
             at = f"{len(heard.workers)} of {self.workers} workers are up"
             raise MachineError(
@@ -217,7 +221,10 @@ class Drive:
             self.watcher.says(f"{name} is lost: what it had not finished is scored by the others")
 
     def _hand_on(self, heard: Heard) -> None:
-        """Give others what silent workers had: all that nobody is at, as what waits for whom is not known."""
+        """Give others what silent workers had: all that nobody is at, as what waits for whom is not known.
+
+        What two have by then is scored once, see `Board.begin`.
+        """
         import ray
 
         ray.get([self.board.lose.remote(worker) for worker in heard.silent])

@@ -146,6 +146,23 @@ def test_a_worker_that_says_nothing_for_long_is_silent_until_it_is_heard_again(
     asyncio.run(story())
 
 
+def test_a_worker_that_dies_right_after_it_began_a_unit_does_not_keep_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        board = Board()
+        await board.put(0, b"unit")
+        await board.arrive("ann", "node", None)
+        await board.lose("ann")  # its node had stood still
+        assert await board.begin(0, "ann")
+        monkeypatch.setattr("engine.cluster.board.SILENT_S", -1.0)
+        assert (await board.hear()).silent == {"ann"}
+        await board.lose("ann")
+        assert await board.begin(0, "bob")
+
+    asyncio.run(story())
+
+
 def test_nothing_is_begun_after_a_stop() -> None:
     async def story() -> None:
         board = Board()
