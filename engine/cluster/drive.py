@@ -23,7 +23,7 @@ from engine.watch.watcher import Watcher
 PATIENCE_S: Final = 600.0
 """Of a cluster of which nothing is heard: as long as one takes to bring up another machine."""
 STALL_S: Final = 45.0
-"""After so long without news all that nobody is at is given out again: Ray may hold it for one that is gone."""
+"""After so long without news what nobody is at is given out again: Ray may keep it for one that is gone."""
 GRACE_S: Final = 12.0
 """How long workers may take to finish what they are at when the run is to stop."""
 AHEAD: Final = 12
