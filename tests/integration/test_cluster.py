@@ -19,7 +19,7 @@ pytest.importorskip("nibabel")
 if find_spec("ray") is None:
     pytest.skip("ray comes with the extra cluster", allow_module_level=True)
 
-from engine.ledger import stored_count
+from engine.ledger import stored_count, stored_identity
 from tests.badfiles import tiff
 from tests.faults.scene import Left
 from tests.processes import about
@@ -102,7 +102,8 @@ def until(holds: Callable[[], bool], run: subprocess.Popen[str]) -> None:
 
 
 def committed(out: Path) -> int:
-    return stored_count(out / "run.sqlite") if (out / "run.sqlite").exists() else 0
+    ledger = out / "run.sqlite"
+    return 0 if stored_identity(ledger) is None else stored_count(ledger)
 
 
 def workers() -> list[int]:
