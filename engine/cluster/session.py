@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -69,13 +69,14 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _signals_kept(), _muted():
-        _connect(ray, address)
-    try:
-        yield
-    finally:
+    with _raylets_unheard():
         with _signals_kept(), _muted():
-            ray.shutdown()
+            _connect(ray, address)
+        try:
+            yield
+        finally:
+            with _signals_kept(), _muted():
+                ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
@@ -130,10 +131,23 @@ def _hush(ray: Any) -> None:
     for handler in list(log.handlers):
         if handler.name == "console":
             log.removeHandler(handler)
-    with suppress(ImportError, AttributeError):  # private: what raylets have to say about dead workers
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher as raylets
 
-        raylets.remove_handler("ray_print_logs")
+
+@contextmanager
+def _raylets_unheard() -> Iterator[None]:
+    """What raylets say of the dead is not printed among the output: the run itself tells of them."""
+    try:
+        from ray._private import worker  # Ray has no public way
+
+        kept = worker.print_to_stdstream
+    except (ImportError, AttributeError):
+        yield
+        return
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = kept
 
 
 @contextmanager

@@ -86,10 +86,12 @@ def start(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
 def end(run: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit status, and what it said to standard error."""
     try:
-        _, said = run.communicate(timeout=DEADLINE_S)
+        out, said = run.communicate(timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
         raise
+    assert "raylet" not in out
     return run.returncode, said
 
 
@@ -250,3 +252,16 @@ def test_without_an_address_a_cluster_of_this_machine_is_started_and_ended(
     assert ran.returncode == FINISHED, ran.stderr
     assert local.difference(Left.of(workplace / "own")) == ""
     assert not workers()
+
+
+@pytest.mark.slow
+def test_a_shard_that_a_cluster_scored_is_merged_with_one_that_this_machine_did(
+    cluster: RayCluster, workplace: Path, local: Left
+) -> None:
+    there, here = workplace / "there", workplace / "here"
+    one = tumorscan(*words(there, "--shard", "1/2", "--ray", cluster.address), cwd=workplace)
+    other = tumorscan(*words(here, "--shard", "2/2"), cwd=workplace)
+    assert {one.status, other.status} <= {0, FINISHED}, (one.err, other.err)
+    merged = tumorscan("merge", there, here, "--out", workplace / "merged", cwd=workplace)
+    assert merged.status == FINISHED, merged.err
+    assert local.difference(Left.of(workplace / "merged")) == ""
