@@ -125,11 +125,6 @@ def refuse_outputs(options: Options) -> None:
             f"--components {options.components.text}: overlays are drawn before a slice's volume is known: "
             "leave out --overlays, or --components"
         )
-    if options.shard is not None and options.store is not None:
-        raise UsageError(
-            f"--shard {options.shard.text}: shards are merged from folders: give an --out on a disk that the "
-            "jobs share (INPUT may be in an object store)"
-        )
     if options.anonymise is None:
         return
     if options.anonymise.resolve().is_relative_to(options.out.resolve()):

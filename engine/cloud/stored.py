@@ -99,6 +99,13 @@ def bring_up_to_date(path: Path, record: Record) -> None:
         ledger.set_meta(_AT, {"run": first[1].run, "part": record.numbers[-1], "parts": len(record.numbers)})
 
 
+def holds_all(path: Path, record: Record) -> bool:
+    """Whether the ledger at `path` is of the record, and no part came since."""
+    known = _known(path)
+    last = known.get("part")
+    return isinstance(last, int) and last == record.numbers[-1] and _is_same(record, known, last)
+
+
 def _known(path: Path) -> Mapping[str, object]:
     """Up to where the ledger has the record; nothing where there is none, or it is damaged."""
     try:

@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 
 def merge_command(
     shards: Annotated[
-        list[Path], typer.Argument(metavar="SHARD...", help="The output folders of all shards, in any order.")
+        list[Path],
+        typer.Argument(
+            metavar="SHARD...", help="The output folders of all shards, or their addresses, in any order."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder of the whole run, beside the shards.")],
     no_masks: Annotated[

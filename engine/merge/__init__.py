@@ -19,6 +19,7 @@ from engine.disk import cannot_write
 from engine.errors import UsageError
 from engine.finish import Finish, finish
 from engine.ledger import Ledger, has_rows, stored_count, stored_identity, stored_meta
+from engine.merge.copies import Copies, copies_in
 from engine.merge.report import write_merge_report
 from engine.merge.rows import Watch, take_rows, volume_rows
 from engine.merge.shard_set import leader, read_shards
@@ -67,9 +68,15 @@ def merge(options: Options, watch: Watch) -> Merged:
     Raises UsageError: shards that are none, missing, not finished, twice there or not of one run; an output
     that is a shard or another run's. MachineError: what cannot be read or written.
     """
-    _refuse_addresses((*options.shards, options.out))
-    shards = read_shards(options.shards, options.anonymise)
-    _refuse_out(options, shards)
+    if of_path(options.out) is not None:
+        raise UsageError(f"{as_typed(options.out)}: shards are merged into a folder: name one, then copy it")
+    with copies_in(options.out) as copies:
+        return _merge(options, watch, copies)
+
+
+def _merge(options: Options, watch: Watch, copies: Copies) -> Merged:
+    shards = read_shards([copies.begin(each) for each in options.shards], options.anonymise)
+    _refuse_out(options, [each for each in shards if each.folder not in copies])
     pseudonyms = _pseudonyms(options, shards)
     parquet = options.parquet or all((each.folder / "results.parquet").exists() for each in shards)
     if parquet:
@@ -90,7 +97,7 @@ def merge(options: Options, watch: Watch) -> Merged:
         ledger.set_meta(_MERGED, made_of)
         try:
             _tidy(options, made_of, earlier)
-            take_rows(shards, ledger, options.out, files=options.files, watch=watch)
+            take_rows(shards, ledger, options.out, copies, files=options.files, watch=watch)
         except OSError as error:
             raise cannot_write(options.out, error) from error
         finish(ledger, _finish(options, shards, identity, pseudonyms, parquet=parquet))
@@ -102,17 +109,12 @@ def merge(options: Options, watch: Watch) -> Merged:
             time.monotonic() - clock,
             options.arguments,
             pseudonyms,
+            copies.told,
         )
         ledger.set_meta("seconds", report.timings.seconds_total)
         ledger.set_meta("reported", astuple(ledger.counts()))
         ledger.set_meta(_MERGED, {**made_of, "done": True})
     return Merged(report, nothing_new=False)
-
-
-def _refuse_addresses(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if of_path(path) is not None:
-            raise UsageError(f"{as_typed(path)}: shards are merged from folders into a folder: give those")
 
 
 def _refuse_out(options: Options, shards: Sequence[FinishedShard]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.ledger import Counts
@@ -22,10 +22,14 @@ def write_merge_report(
     tables: float,
     arguments: Sequence[str],
     pseudonyms: Pseudonyms | None,
+    where: Callable[[str], str],
 ) -> RunReport:
-    """Write run.json; `tables` are the seconds that the merge took. Raises MachineError where it cannot."""
+    """Write run.json; `tables` are the seconds that the merge took, `where` tells a shard's place.
+
+    Raises MachineError where it cannot be written.
+    """
     first = leader(shards).report
-    told = [_of_shard(each, pseudonyms) for each in shards]
+    told = [_of_shard(each, pseudonyms, where) for each in shards]
     seconds = sum(each.seconds for each in told)
     slices = counts.ok + counts.quarantined
     report = RunReport(
@@ -62,8 +66,10 @@ def write_merge_report(
     return report
 
 
-def _of_shard(shard: FinishedShard, pseudonyms: Pseudonyms | None) -> ShardReport:
-    report, folder = shard.report, shown(shard.folder)
+def _of_shard(
+    shard: FinishedShard, pseudonyms: Pseudonyms | None, where: Callable[[str], str]
+) -> ShardReport:
+    report, folder = shard.report, where(shown(shard.folder))
     seconds = report.timings.seconds_total
     return ShardReport(
         shard=shard.shard.text,

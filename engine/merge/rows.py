@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from engine.errors import UsageError
 from engine.ledger import Ledger, SliceRow
+from engine.merge.copies import Copies
 from engine.merge.linking import take_file, take_tree
 from engine.outputs.masks import write_mask
 from engine.outputs.rle import decode
@@ -38,9 +39,15 @@ Placed = tuple[FinishedShard, SliceRow]
 
 
 def take_rows(
-    shards: Sequence[FinishedShard], ledger: Ledger, out: Path, *, files: bool, watch: Watch
+    shards: Sequence[FinishedShard],
+    ledger: Ledger,
+    out: Path,
+    copies: Copies,
+    *,
+    files: bool,
+    watch: Watch,
 ) -> None:
-    """Commit the shards' rows to `ledger`, each after its `files` are below `out`.
+    """Commit the shards' rows to `ledger`, each after its `files` are below `out`; `copies` brings far ones.
 
     Raises UsageError for a slice that two shards have, and for a picture that is gone; OSError, MachineError.
     """
@@ -48,8 +55,11 @@ def take_rows(
     merged = _in_order(shards)
     done = 0
     while chunk := list(islice(merged, _AT_ONCE)):
-        for shard, row in chunk if files else ():
-            _take_files(shard, row, out)
+        if files:
+            _fetch_files(chunk, copies)
+            for shard, row in chunk:
+                _take_files(shard, row, out)
+            copies.discard()
         ledger.commit([row for _, row in chunk])
         done += len(chunk)
         watch(done, total)
@@ -58,6 +68,8 @@ def take_rows(
             if key.startswith(_VOLUME_NOTES):
                 ledger.set_meta(key, value)
         if files:
+            if shard.folder in copies:
+                copies.fetch_volumes(shard.folder)
             take_tree(shard.folder / "volumes", out / "volumes")
 
 
@@ -94,7 +106,18 @@ def _place(placed: Placed) -> tuple[bytes, int]:
     return placed[1].order, placed[1].slice
 
 
-def _take_files(shard: FinishedShard, row: SliceRow, out: Path) -> None:
+def _fetch_files(chunk: Sequence[Placed], copies: Copies) -> None:
+    far: dict[Path, list[bytes]] = {}
+    for shard, row in chunk:
+        if shard.folder in copies:
+            kept = _folders_of(shard, row)
+            far.setdefault(shard.folder, []).extend(name_of(each, row.stem) for each in kept)
+    for folder, names in far.items():
+        copies.fetch(folder, names)
+
+
+def _folders_of(shard: FinishedShard, row: SliceRow) -> list[Folder]:
+    """Where the slice has a file of its own."""
     kept: list[Folder] = []
     if row.has_mask and shard.identity["masks"] == "png":
         kept.append("masks")
@@ -102,7 +125,11 @@ def _take_files(shard: FinishedShard, row: SliceRow, out: Path) -> None:
         kept.append("overlays")
     if row.probability_path:
         kept.append("probabilities")
-    for folder in kept:
+    return kept
+
+
+def _take_files(shard: FinishedShard, row: SliceRow, out: Path) -> None:
+    for folder in _folders_of(shard, row):
         name = os.fsdecode(name_of(folder, row.stem))
         if take_file(shard.folder / name, out / name):
             continue

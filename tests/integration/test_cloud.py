@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,10 +20,13 @@ from engine.cloud.addresses import Address
 from engine.cloud.desk import desk_folder
 from engine.cloud.lock import StoreLock
 from engine.cloud.record import Part, Record
-from engine.cloud.store import Store
+from engine.cloud.store import Store, Stores
 from engine.errors import MachineError, UsageError
+from engine.merge import Merged, merge
+from engine.merge import Options as Merging
 from engine.outputs.components import Rule
 from engine.scoring import score, survey
+from engine.sources.shards import Shard
 from engine.stop import StoppedError
 from tests.badfiles import tiff
 from tests.cloudruns import QUICK, Cloud, as_a_user, empty_disk, make_cloud
@@ -427,3 +431,57 @@ def test_without_the_extra_a_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MachineError, match=r"s3:// needs fsspec and s3fs.*pip install 'tumorscan\[cloud\]'"):
         cloud.score(cloud.data, tmp_path / "out")
+
+
+def test_shards_in_a_store_are_merged_into_what_the_undivided_run_leaves(
+    cloud: Cloud, proxy: Proxy, tmp_path: Path
+) -> None:
+    out, merged = cloud.new(), tmp_path / "merged"
+    shards = [f"{out}/{number}" for number in (1, 2, 3)]
+    for number, shard in enumerate(shards, start=1):
+        cloud.score("data", shard, shard=Shard.parse(f"{number}/3"))
+    empty_disk(tmp_path)
+
+    done = put_together(*shards, out=merged)
+
+    assert not done.nothing_new
+    assert [each.folder for each in done.report.merged.shards] == shards  # type: ignore[union-attr]
+    cloud.expect(merged, "data")
+    assert not (merged / ".shards").exists()
+    fetched = proxy.count("GET", "_mask.png")
+    assert put_together(*shards, out=merged).nothing_new
+    assert proxy.count("GET", "_mask.png") == fetched > 0
+    beside = tmp_path / "beside"  # one shard was scored on a disk
+    shutil.rmtree(merged)
+    cloud.score("data", beside, shard=Shard.parse("2/3"))
+    put_together(shards[2], beside, shards[0], out=merged)
+    cloud.expect(merged, "data")
+
+
+def test_shards_in_a_store_that_are_none_missing_or_at_work_are_named(cloud: Cloud, tmp_path: Path) -> None:
+    def refused(*shards: str) -> str:
+        with pytest.raises(UsageError) as error:
+            put_together(*shards, out=tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+        return str(error.value)
+
+    out = cloud.new()
+    cloud.score("data", f"{out}/1", shard=Shard.parse("1/2"))
+    cloud.score("data", f"{out}/2", shard=Shard.parse("2/2"), limit=3)
+    assert refused(f"{out}/3", f"{out}/1").startswith(f"{out}/3 holds no run")
+    assert refused(f"{out}/1", f"{out}/1") == f"{out}/1 is given twice: give it once"
+    assert "of 2 shards 2 is missing" in refused(f"{out}/1")
+    assert "of 2 shards 2 is not finished" in refused(f"{out}/1", f"{out}/2")
+    cloud.score("data", f"{out}/2", shard=Shard.parse("2/2"))
+    put_together(f"{out}/1", f"{out}/2", out=tmp_path / "merged")
+    shutil.rmtree(tmp_path / "merged")
+
+    record = Record(Stores().of(Address.parse(out)), Address.parse(f"{out}/2/ledger"), "other")
+    ((_, last),) = record.parts(record.numbers[-1:])
+    record.append(last)  # it goes on elsewhere
+    assert "of 2 shards 2 is not finished" in refused(f"{out}/1", f"{out}/2")
+    assert "no such bucket" in refused("s3://nowhere/1", f"{out}/1")
+
+
+def put_together(*shards: str | Path, out: Path) -> Merged:
+    return merge(Merging(tuple(map(Path, shards)), out), lambda done, total: None)
