@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.commands.score import QUARANTINED_STATUS
+from engine.commands.carry_out import QUARANTINED_STATUS
 from engine.text import shown
 
 if TYPE_CHECKING:

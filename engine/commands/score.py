@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import re
-import shlex
-import signal
 import sys
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from engine.cloud.addresses import as_typed
+from engine.commands.carry_out import say_dry, watched
 from engine.commands.configured import ConfiguredCommand
 from engine.commands.optional import AddressOptional
-from engine.commands.screen import complaint, lasting, speak_json
-from engine.commands.signals import OUT_OF_TIME_STATUS, SignalStop
+from engine.commands.screen import speak_json
+from engine.commands.signals import SignalStop
 from engine.errors import UsageError
 from engine.ray_address import refuse_address
 from engine.sources.channels import Patterns
 from engine.sources.discovery import Discovery
 from engine.sources.shards import Shard
-from engine.stop import Stop, StoppedError
+from engine.stop import Stop
 from engine.text import shown
 
-if TYPE_CHECKING:
-    from engine.scoring import Options, Outcome
-
-QUARANTINED_STATUS = 4
 MOST_BATCH = 1024
 
 
@@ -271,8 +264,8 @@ def score_command(
             arguments=tuple(map(shown, sys.argv[1:])),
         )
         if dry_run:
-            return _dry_run(options, config)
-        return _score(options, signals, quiet=quiet, as_json=log_format == "json", metrics=metrics)
+            return say_dry(options, config)
+        return watched(options, signals, quiet=quiet, as_json=log_format == "json", metrics=metrics)
 
 
 def _refuse_wrong_use(
@@ -294,114 +287,6 @@ def batch_of(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_BATCH:
         raise UsageError(f"--batch {text}: give auto, or 1 to {MOST_BATCH:,} slices")
     return int(text)
-
-
-def _dry_run(options: Options, config: Path | None) -> int:
-    from engine.scoring import survey
-    from engine.words import words_of
-
-    found = survey(options)
-    plan = found.plan
-    part = "" if options.shard is None else f"shard {options.shard.text} of the input, a part only: "
-    typer.echo(
-        f"{part}{found.slices:,} slices, {found.pending:,} of them still to be scored into "
-        f"{as_typed(options.out)} by {plan.bundle.manifest.name} on {plan.backend} "
-        f"({', '.join(dict.fromkeys(plan.precision))})"
-        f"{f', as {plan.why}' if plan.why else ''}; "
-        f"{found.skipped_masks:,} files named *_mask.* and {found.skipped_other:,} others are passed over"
-    )
-    if config is not None:
-        words = shlex.join(["tumorscan", "score", *map(shown, options.inputs), *words_of(options)])
-        typer.echo(f"with {shown(config)} the command is: {words}")
-    return 0
-
-
-def _score(options: Options, signals: SignalStop, *, quiet: bool, as_json: bool, metrics: Path | None) -> int:
-    from rich.console import Console
-
-    from engine.scoring import score
-    from engine.watch.display import Display
-    from engine.watch.expected import Expected
-    from engine.watch.logs import JsonLog
-    from engine.watch.metrics import Metrics
-    from engine.watch.watcher import Watchers
-
-    screen = lasting(sys.stderr)
-    with ExitStack() as stack:
-        expected = stack.enter_context(Expected(options))
-        teller: Display | JsonLog
-        if as_json:
-            teller = JsonLog(options, screen, expected, partial(_why, signals), quiet=quiet)
-        else:
-            console = Console(file=screen, markup=False, emoji=False, highlight=False)
-            teller = stack.enter_context(Display(options, console, expected, quiet=quiet))
-        figures = None
-        if metrics is not None:
-            figures = stack.enter_context(Metrics(metrics, options, expected, teller))
-        counter = [] if quiet and figures is None else [expected]
-        watchers = Watchers(teller, *([] if figures is None else [figures]), *counter)
-        try:
-            outcome = score(options, watchers, signals.stop)
-        except StoppedError:
-            status = _interrupted(signals)
-            if figures is not None:
-                figures.left(status)
-            typer.echo(complaint("interrupted before the first slice", status), file=screen, nl=False)
-            return status
-        status = _status(outcome, signals)
-        if figures is not None:
-            figures.ended(outcome, status)
-    if isinstance(teller, JsonLog):
-        teller.ended(outcome, status)
-    elif not quiet:
-        _tell(outcome, signals.stop)
-    return status
-
-
-def _tell(outcome: Outcome, stop: Stop) -> None:
-    """How it ended, for people: a table, and that it goes on."""
-    from engine.watch.display import closing_table
-
-    table = lasting(sys.stdout)
-    if outcome.finished and outcome.nothing_new:
-        typer.echo(f"nothing new: {_nothing(outcome)}", file=table)
-    if outcome.finished or stop.out_of_time:
-        typer.echo(closing_table(outcome), file=table)
-    if not outcome.finished:
-        why = "stopped by --max-runtime" if stop.out_of_time else "interrupted"
-        kept = outcome.counts.ok + outcome.counts.quarantined
-        said = f"tumorscan: {why}: {kept:,} slices are done and the same command continues"
-        typer.echo(said, file=lasting(sys.stderr))
-
-
-def _why(signals: SignalStop) -> str | None:
-    """What asked the run to stop: a signal's name, or the option."""
-    if signals.received is not None:
-        return signal.Signals(signals.received).name
-    return "max_runtime" if signals.stop.out_of_time else None
-
-
-def _nothing(outcome: Outcome) -> str:
-    if outcome.shard is None:
-        return "every slice of the input has its row already"
-    if outcome.counts.ok + outcome.counts.quarantined:
-        return f"every slice of shard {outcome.shard.text} has its row already"
-    return (
-        f"of the input's {outcome.names:,} files none falls into shard {outcome.shard.text} (folders stay "
-        "whole; a large one of pictures is divided where it is INPUT itself)"
-    )
-
-
-def _status(outcome: Outcome, signals: SignalStop) -> int:
-    if outcome.finished:
-        return QUARANTINED_STATUS if outcome.counts.quarantined else 0
-    return _interrupted(signals)
-
-
-def _interrupted(signals: SignalStop) -> int:
-    if signals.stop.out_of_time:
-        return OUT_OF_TIME_STATUS
-    return 128 + (signals.received or signal.SIGINT)
 
 
 def _seconds(text: str) -> float:
