@@ -77,7 +77,9 @@ def _score(options: Options, watcher: Watcher, stop: Stop, desk: Desk | None) ->
     discovery = _discovery(options, stop.asked, far)
     earlier = earlier_identity(options)
     with ExitStack() as stack:
-        cluster = None if options.ray is None else stack.enter_context(_open_cluster(options, watcher, stop))
+        cluster = None
+        if options.ray is not None:
+            cluster = stack.enter_context(_open_cluster(options, watcher, stop, desk))
         plan = _settled(options, bundle, earlier, cluster)
         ledger = stack.enter_context(_open_ledger(options, plan, desk))
         before = ledger.counts()
@@ -164,7 +166,9 @@ def _survey(options: Options) -> Survey:
     earlier = earlier_identity(options)
     with ExitStack() as stack:
         silent, stop = Watcher(), Stop()
-        cluster = None if options.ray is None else stack.enter_context(_open_cluster(options, silent, stop))
+        cluster = None
+        if options.ray is not None:
+            cluster = stack.enter_context(_open_cluster(options, silent, stop, None))
         plan = _settled(options, bundle, earlier, cluster)
     if earlier is None:
         slices = pending_count = sum(1 for _ in islice(discovery, options.limit))
@@ -178,10 +182,12 @@ def _survey(options: Options) -> Survey:
     return Survey(plan, slices, pending_count, discovery.skipped_masks, discovery.skipped_other)
 
 
-def _open_cluster(options: Options, watcher: Watcher, stop: Stop) -> AbstractContextManager[Cluster]:
+def _open_cluster(
+    options: Options, watcher: Watcher, stop: Stop, desk: Desk | None
+) -> AbstractContextManager[Cluster]:
     from engine.cluster import open_cluster
 
-    return open_cluster(options, watcher, stop)
+    return open_cluster(options, watcher, stop, None if desk is None else desk.scattered)
 
 
 def _settled(

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -22,26 +22,24 @@ from typing import Final
 from engine.cloud.addresses import Address, local, of_path
 from engine.cloud.faults import StoreError, told
 from engine.cloud.lock import StoreLock
-from engine.cloud.record import Part, Record
+from engine.cloud.record import RECORD, Part, Record
+from engine.cloud.scattered import Scattered
 from engine.cloud.store import Store, Stores
 from engine.cloud.stored import StoredLedger, bring_up_to_date
+from engine.cloud.uploads import Uploads
 from engine.disk import cannot_write
 from engine.errors import UsageError
-from engine.ledger import Ledger, SliceRow
+from engine.ledger import Ledger, stored_rows
 from engine.outputs.atomic import clean_stale
 from engine.outputs.leftovers import FOLDERS, TABLES, remove_outputs
 from engine.rows import name_of
 from engine.run import LEDGER, Options
 from engine.text import shown
 
-RECORD: Final = "ledger"
-"""The folder of parts and lock, below the output."""
 _CLEARING: Final = "clearing"
 _INTENT: Final = "intent.json"
 """What the next part will speak of: files that a kill may leave without it."""
 _DELETED_AT_ONCE: Final = 1000
-_WHOLE_BYTES: Final = 2**24
-"""Files that are longer go up in pieces, which the store then joins at once."""
 
 
 def desk_folder(address: Address) -> Path:
@@ -111,6 +109,8 @@ class Desk:
         self._store = store
         self._lock = lock
         self.record = Record(store, address / RECORD, lock.owner)
+        self.uploads = Uploads(store, address, folder)
+        self.scattered = Scattered(store, address)
 
     def begin(self, *, fresh: bool) -> None:
         """Have the folder say what the record does; clear away what a killed run left here and there."""
@@ -127,6 +127,7 @@ class Desk:
         if not fresh:
             self._delete_unspoken()
             bring_up_to_date(self.folder / LEDGER, self.record)
+            self.scattered.clear(lambda: stored_rows(self.folder / LEDGER))
 
     def open_ledger(self, identity: Mapping[str, object], *, continued: bool, fresh: bool) -> StoredLedger:
         """The run's ledger. `fresh` clears the output of an earlier run. Raises as `Ledger.open` does."""
@@ -138,18 +139,13 @@ class Desk:
     def append(self, part: Part) -> int:
         """Write a part, the files that its rows speak of first; its number. MachineError."""
         self._lock.expect()
-        files = [*self._files(part.rows)]
+        files = [*self.uploads.of(part.rows)]
         if files:
             names = [name for name, _ in files]
             intent = json.dumps({"part": self.record.next, "files": names}).encode()
             self._put(f"{RECORD}/{_INTENT}", intent)
-            self._upload(files)
+            self.uploads.put(files)
         return self.record.append(part)
-
-    def discard(self, rows: Sequence[SliceRow]) -> None:
-        """Delete the files of `rows` here: they are there."""
-        for _, path in self._files(rows):
-            path.unlink(missing_ok=True)
 
     def publish(self, ledger: Ledger, *, whole: bool) -> None:
         """Put the tables of this call there, what the run's end made of masks first, run.json last.
@@ -163,25 +159,15 @@ class Desk:
             for path in sorted((self.folder / name).rglob("*"))
             if path.is_file()
         ]
-        self._upload([(shown(name), path) for name, path in made])
+        self.uploads.put([(shown(name), path) for name, path in made])
         for _, path in made:
             path.unlink()
         self._delete(shown(name_of("masks", stem)) for stem in ledger.emptied())
         tables = [name for name in TABLES if name != "run.json" and (self.folder / name).exists()]
-        self._upload([(name, self.folder / name) for name in tables])
+        self.uploads.put([(name, self.folder / name) for name in tables])
         for name in (LEDGER,) * whole + ("run.json",):
             if (self.folder / name).exists():
-                self._upload([(name, self.folder / name)])
-
-    def _files(self, rows: Sequence[SliceRow]) -> Iterator[tuple[str, Path]]:
-        """The files that were written for `rows`: their names below the output, and where they are here."""
-        for row in rows:
-            if row.status == "ok":
-                for folder in FOLDERS:
-                    name = name_of(folder, row.stem)
-                    path = self.folder / os.fsdecode(name)
-                    if path.exists():
-                        yield shown(name), path
+                self.uploads.put([(name, self.folder / name)])
 
     def _delete_unspoken(self) -> None:
         """Delete the files of a transaction that did not come to its part."""
@@ -202,20 +188,9 @@ class Desk:
             below = self._store.everything(self._path(name))
             while some := list(islice(below, _DELETED_AT_ONCE)):
                 self._store.do(self._store.delete(some))
+        self.scattered.forget()
         self._delete((*TABLES, LEDGER, f"{RECORD}/{_INTENT}"))
         self._delete([f"{RECORD}/{_CLEARING}"])
-
-    def _upload(self, files: Sequence[tuple[str, Path]]) -> None:
-        async def one(name: str, path: Path) -> None:
-            if path.stat().st_size > _WHOLE_BYTES:
-                await self._store.put_file(self._path(name), path)
-            else:
-                await self._store.put(self._path(name), path.read_bytes())
-
-        try:
-            self._store.do(self._store.together(one(name, path) for name, path in files))
-        except StoreError as error:
-            raise told(self.address, error, writing=True) from error
 
     def _put(self, name: str, data: bytes) -> None:
         self._store.do(self._store.put(self._path(name), data))

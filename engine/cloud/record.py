@@ -22,6 +22,8 @@ from engine.cloud.store import Store
 from engine.errors import MachineError, UsageError
 from engine.ledger import SliceRow
 
+RECORD: Final = "ledger"
+"""The folder of parts and lock, below the output."""
 FORMAT: Final = 1
 FETCHED_AHEAD: Final = 64
 _BYTES: Final = ("order", "stem")

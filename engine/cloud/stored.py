@@ -10,6 +10,7 @@ from typing import Final, Protocol, Self
 
 from engine import ledger_file
 from engine.cloud.record import Part, Record
+from engine.cloud.uploads import Uploads
 from engine.errors import UsageError
 from engine.finish import CLEANED
 from engine.ledger import Ledger, SliceRow, stored_identity, stored_meta
@@ -29,8 +30,9 @@ class Way(Protocol):
     def append(self, part: Part) -> int:
         """Write a part, the files that its rows speak of first; its number. Raises MachineError."""
 
-    def discard(self, rows: Sequence[SliceRow]) -> None:
-        """Delete the files of `rows` here."""
+    @property
+    def uploads(self) -> Uploads:
+        """What brings files of slices there."""
 
 
 class StoredLedger(Ledger):
@@ -57,7 +59,7 @@ class StoredLedger(Ledger):
         number = self._desk.append(Part(self._run, self._identity, (), rows))
         super().commit(rows)
         self._note(number)
-        self._desk.discard(rows)
+        self._desk.uploads.discard(rows)
 
     def forget(self, orders: Iterable[bytes]) -> None:
         """See `Ledger.forget`."""

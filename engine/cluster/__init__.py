@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Final
 
 from engine.bundle import Bundle
-from engine.cloud.addresses import is_address
+from engine.cloud.addresses import Address, is_address
+from engine.cloud.scattered import Scattered, token_in
 from engine.cluster.board import Board
 from engine.cluster.drive import PATIENCE_S, Drive
 from engine.cluster.faults import plain
@@ -38,29 +38,32 @@ _POLL_S: Final = 0.25
 
 
 @contextmanager
-def open_cluster(options: Options, watcher: Watcher, stop: Stop) -> Iterator[Cluster]:
-    """The cluster that `options` name. It is not spoken to before it is needed."""
+def open_cluster(
+    options: Options, watcher: Watcher, stop: Stop, scattered: Scattered | None
+) -> Iterator[Cluster]:
+    """The cluster that `options` name. It is not spoken to before it is needed.
+
+    `scattered` keeps account of what its workers put into an object store.
+    """
     assert options.ray is not None
     refuse_address(options.ray)
     if options.gpus is not None:
         raise UsageError(f"--gpus {options.gpus}: Ray hands out the GPUs of a cluster: leave it out")
-    if options.store is not None:
-        raise UsageError(
-            f"--out {options.store}: the workers of a cluster write to a folder that all nodes share: give "
-            "--out one, then copy it"
-        )
     with ExitStack() as stack:
-        yield Cluster(options, watcher, stop, stack)
+        yield Cluster(options, watcher, stop, stack, scattered)
 
 
 class Cluster:
     """A Ray cluster, as far as a run is concerned. Use `open_cluster`."""
 
-    def __init__(self, options: Options, watcher: Watcher, stop: Stop, stack: ExitStack) -> None:
+    def __init__(
+        self, options: Options, watcher: Watcher, stop: Stop, stack: ExitStack, scattered: Scattered | None
+    ) -> None:
         self._options = options
         self._watcher = watcher
         self._stop = stop
         self._stack = stack
+        self._scattered = scattered
         self._is_connected = False
         self._cwd = os.getcwd()  # noqa: PTH109 - text for another machine
 
@@ -124,15 +127,20 @@ class Cluster:
             self._is_connected = True
 
     @contextmanager
-    def _token(self) -> Iterator[Path]:
+    def _token(self) -> Iterator[str]:
         """A file in the output, by which nodes know that theirs is the same. The next run clears it away."""
-        path = self._options.out / f".tumorscan-{secrets.token_hex(4)}-{os.getpid()}-0.tmp"
+        name = f".tumorscan-{secrets.token_hex(4)}-{os.getpid()}-0.tmp"
+        if self._options.store is not None:
+            with token_in(Address.parse(self._options.store), name) as address:
+                yield address
+            return
+        path = self._options.out / name
         try:
             path.touch()
         except OSError as error:
             raise cannot_write(self._options.out, error) from error
         try:
-            yield path
+            yield str(path)
         finally:
             path.unlink(missing_ok=True)
 
@@ -158,7 +166,7 @@ class Cluster:
                 )
             self._pause()
 
-    def _agreed(self, plan: Plan, share: Share, token: Path) -> Terms:
+    def _agreed(self, plan: Plan, share: Share, token: str) -> Terms:
         """What all nodes agree on, seen on each of them. Raises MachineError for one that does not."""
         self._watcher.prepares("looking at the nodes", None)
         terms = Terms(
@@ -232,6 +240,7 @@ class Cluster:
             size=BLOCKS * (plan.batch if plan.gpus is None else plan.gpus.batch or plan.batch),
             workers=share.workers,
             names={node.node_id: node.name for node in found},
+            scattered=self._scattered,
         )
 
     def _ask(self, found: list[Node], work: Callable[..., Any], *arguments: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from engine.cloud.scattered import Scattered
 from engine.cluster.board import Heard
 from engine.cluster.faults import plain
 from engine.cluster.session import nodes
@@ -47,7 +48,7 @@ class Drive:
     """One run's way through a cluster; `run` returns when all is committed, or when `stop` asked it to.
 
     `dataset` reads from the `board` what is fed here. `size` are the slices a unit. `names` are nodes as the
-    user knows them.
+    user knows them. `scattered` keeps account of files that workers put into an object store.
     """
 
     dataset: Any
@@ -58,6 +59,7 @@ class Drive:
     size: int
     workers: int
     names: Mapping[str, str]
+    scattered: Scattered | None = None
     totals: Totals = field(default_factory=Totals)
     all_fed: bool = False
     lost_nodes: set[str] = field(default_factory=set)
@@ -69,6 +71,7 @@ class Drive:
     _exhausted: bool = False
     _feed_error: BaseException | None = None
     _held: list[SliceRow] = field(default_factory=list)
+    _whole: list[int] = field(default_factory=list)
     _committed_at: float = 0.0
     _heard: Heard = field(default_factory=Heard)
     _news_at: float = 0.0
@@ -108,6 +111,8 @@ class Drive:
                     if self._is_ending():
                         return
                     self._under_way.add(number)
+                if self.scattered is not None:
+                    self.scattered.intend(number, unit)
                 ray.get(self.board.put.remote(number, packed(unit)))
             self._exhausted = True
         except BaseException as error:  # carried to the caller's thread
@@ -156,6 +161,7 @@ class Drive:
             return  # it was given out twice
         if back.rows or self.stop.asked.is_set():
             self._held += back.rows
+            self._whole.append(back.unit)
             self.board.done.remote(back.unit)
             with self._room:
                 self._under_way.remove(back.unit)
@@ -169,6 +175,9 @@ class Drive:
         self._committed_at = time.monotonic()
         if rows:
             self.ledger.commit(rows)
+            if self.scattered is not None and not self.stop.asked.is_set():  # a stop cuts units short
+                self.scattered.fulfil(self._whole)
+            self._whole.clear()
             self.totals.add(rows)
             self.watcher.commits(rows)
         self.stop.look_at_clock()

@@ -13,6 +13,7 @@ from typing import Final
 import engine
 from engine.bundle import Bundle
 from engine.cloud.addresses import is_address
+from engine.cloud.scattered import expect_token
 from engine.errors import MachineError, UsageError
 from engine.opening import open_run
 from engine.outputs import runjson
@@ -43,7 +44,7 @@ class Terms:
     flags: frozenset[str] | None
     versions: Mapping[str, str]
     cwd: str
-    token: Path
+    token: str
     cores: int
 
 
@@ -160,7 +161,10 @@ def _expect_shared(terms: Terms) -> None:
     for what, path in needed:
         if not path.exists():
             raise MachineError(f"the {what} {shown(path)} is not there: {everywhere}")
-    if not terms.token.exists():
+    if terms.options.store is not None:
+        expect_token(terms.token)
+        return
+    if not Path(terms.token).exists():
         kind = "is another folder than the driver's" if out.is_dir() else "is not there"
         raise MachineError(f"the output {shown(out)} {kind}: {everywhere}")
     if not os.access(out, os.W_OK | os.X_OK):

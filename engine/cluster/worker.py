@@ -5,12 +5,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.cloud.addresses import Address
 from engine.cloud.ahead import Ahead
 from engine.cloud.store import Stores
+from engine.cloud.uploads import Uploads
+from engine.cluster.bench import Bench
 from engine.cluster.board import BEAT_S
 from engine.cluster.node import Terms, check, keep_to, name_of_node
 from engine.cluster.units import Slice, packed, unpacked
@@ -43,8 +46,13 @@ class Worker:
 
         context = ray.get_runtime_context()
         self._name, self._node = context.get_actor_id(), context.get_node_id()
+        self._options = terms.options
+        if terms.options.store is not None:
+            self._bench = Bench.take()
+            self._options = replace(terms.options, out=self._bench.folder)
         self._terms = terms
         self._board = board
+        self._stores = Stores()
         self._stop = Stop()
         self._trays = Trays()
         self._open = threading.Event()
@@ -92,15 +100,15 @@ class Worker:
             self._cores = keep_to(self._terms.cores) if self._terms.cores else None
             plan = check(self._terms)
             with (
-                Ahead(Stores(), self._stop.asked) as ahead,
-                open_run(self._terms.options, plan, (), self, self._stop) as opened,
+                Ahead(self._stores, self._stop.asked) as ahead,
+                open_run(self._options, plan, (), self, self._stop) as opened,
             ):
                 self._open.set()
                 Pipeline(
                     entries=ahead.fetched(self._trays.entries(self._stop.asked)),
                     ring=opened.ring,
                     scorer=opened.scorer,
-                    writer=writer_for(self._terms.options),
+                    writer=writer_for(self._options),
                     ledger=self._trays,
                     block_size=opened.batch,
                     stop=self._stop.asked,
@@ -118,9 +126,14 @@ class Worker:
             self._trays.close()
 
     def _settle(self, rows: Sequence[SliceRow]) -> None:
-        """Have the masks on the shared disk before their rows are told of, as the ledger does it."""
-        if any(row.mask_path or row.has_mask for row in rows):
-            flush_all(Path(self._terms.options.out, name) for name in FOLDERS)
+        """Have the masks on the shared disk or in the store before their rows are told of."""
+        if self._options.store is not None:
+            address = Address.parse(self._options.store)
+            uploads = Uploads(self._stores.of(address), address, self._options.out)
+            uploads.put([*uploads.of(rows)])
+            uploads.discard(rows)
+        elif any(row.mask_path or row.has_mask for row in rows):
+            flush_all(Path(self._options.out, name) for name in FOLDERS)
 
 
 @dataclass(slots=True)

@@ -175,7 +175,7 @@ def score_command(
         str | None,
         typer.Option(
             metavar="[HOST:PORT|auto|local]",
-            help="Score on a Ray cluster whose nodes share a file system (extra: cluster). Without an "
+            help="Score on a Ray cluster whose nodes share a disk or a store (extra: cluster). Without an "
             "address: $RAY_ADDRESS, else the one that runs here, else one started on this machine.",
         ),
     ] = None,

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.cloud.addresses import Address, of_path
-from engine.cloud.desk import RECORD
 from engine.cloud.faults import StoreError, told
-from engine.cloud.record import Record
+from engine.cloud.record import RECORD, Record
 from engine.cloud.store import Store, Stores
 from engine.cloud.stored import bring_up_to_date, holds_all
 from engine.disk import cannot_write

@@ -196,6 +196,20 @@ def test_what_a_transaction_left_without_its_part_is_deleted(cloud: Cloud) -> No
     cloud.expect(out, "data")
 
 
+def test_what_workers_of_a_killed_run_left_without_rows_is_deleted(cloud: Cloud) -> None:
+    out = cloud.new()
+    cloud.score("data", out, limit=10)
+    files, bucket_out = cloud.server.files, out.removeprefix("s3://")
+    for stray in ("masks/p0/gone.tif_mask.png", "masks/p0/gone.tif/001_mask.png"):
+        files.pipe_file(f"{bucket_out}/{stray}", b"of a slice that is gone")
+    stems = [b"p0/gone.tif".hex(), b"p0/s_0.tif".hex()]  # this one has its row
+    files.pipe_file(f"{bucket_out}/ledger/units/00000003.json", json.dumps(stems).encode())
+
+    cloud.score("data", out)
+    cloud.expect(out, "data")
+    assert not [name for name in cloud.server.below(out) if "units" in name]
+
+
 def test_an_outage_ends_the_run_and_blames_no_slice(cloud: Cloud, proxy: Proxy, quick: None) -> None:
     out = cloud.new()
     proxy.judge = lambda _: "slow_down" if proxy.count("GET", "s_") > 12 else ""

@@ -25,6 +25,7 @@ from tests.faults.scene import Left
 from tests.processes import about
 from tests.raycluster import RayCluster, ray_cluster
 from tests.runs import command, environment, tumorscan, write_slices
+from tests.s3server import BUCKET, s3_server
 from tests.tinybundle import make_tiny_bundle, tiny_slice
 from tests.volumes import tiff_pages, write_nifti
 
@@ -265,3 +266,44 @@ def test_a_shard_that_a_cluster_scored_is_merged_with_one_that_this_machine_did(
     merged = tumorscan("merge", there, here, "--out", workplace / "merged", cwd=workplace)
     assert merged.status == FINISHED, merged.err
     assert local.difference(Left.of(workplace / "merged")) == ""
+
+
+@pytest.mark.slow
+def test_a_cluster_fills_an_object_store_whoever_is_killed(
+    workplace: Path, local: Left, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("s3fs")
+    out = f"s3://{BUCKET}/lossy"
+    with s3_server(tmp_path / "server") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+        def parts() -> int:
+            server.files.invalidate_cache()
+            return len(server.files.glob(f"{BUCKET}/lossy/ledger/part-*"))
+
+        with ray_cluster(nodes=2) as cluster:
+            run = start(workplace, out, "--ray", cluster.address)
+            until(lambda: parts() > 1, run)
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+            assert any("units/" in name for name in server.below(f"{out}/ledger"))
+            before = parts()
+            stray = f"{BUCKET}/lossy/masks/data/p0/gone.tif_mask.png"
+            server.files.pipe_file(stray, b"of a slice that is gone")
+            word = json.dumps([b"data/p0/gone.tif".hex()])
+            server.files.pipe_file(f"{BUCKET}/lossy/ledger/units/00009999.json", word.encode())
+
+            run = start(workplace, out, "--ray", cluster.address)
+            until(lambda: parts() > before + 1, run)
+            os.kill(workers()[0], signal.SIGKILL)
+            status, said = end(run)
+        assert status == FINISHED, said
+        left = server.below(out)
+    assert not [name for name in left if "units/" in name]
+    for name, data in left.items():
+        path = tmp_path / "copy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert local.difference(Left.of(tmp_path / "copy")) == ""
