@@ -13,6 +13,7 @@ import pytest
 
 from engine.bundle import Bundle
 from engine.cluster import node as node_module
+from engine.cluster.bench import Bench
 from engine.cluster.board import Board
 from engine.cluster.faults import plain
 from engine.cluster.node import Terms, check, computing_flags, keep_to, versions
@@ -315,3 +316,22 @@ def test_a_port_that_nobody_listens_at_is_refused_before_ray_tries(monkeypatch: 
             _expect_answer(address)
         bound.listen()
         _expect_answer(address)
+
+
+def test_what_killed_workers_left_is_deleted_and_what_live_ones_have_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    live = Bench.take()
+    dead = Bench.take()
+    (dead.folder / "masks").mkdir()
+    os.close(dead.descriptor)
+    (tmp_path / "tumorscan-worker-a-file").touch()
+
+    other = Bench.take()
+
+    assert live.folder.is_dir()
+    assert other.folder.stat().st_mode & 0o077 == 0
+    assert not dead.folder.exists()
+    for each in (live, other):
+        os.close(each.descriptor)
