@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from engine.errors import MachineError, UsageError
 from engine.plans.builder import MAX_BATCH, BuildRequest, Built, build_plan
 from engine.plans.half import half_graph
 from engine.plans.layers import Layer, engine_layers
-from engine.plans.messages import Progress
+from engine.plans.messages import Messages, Progress
 from engine.plans.toolkit import Toolkit, build_targets, load_toolkit
 
 PORTABLE = {"8.0", "8.6", "8.9", "12.0"}
@@ -329,15 +329,24 @@ def test_an_error_in_progress_ends_the_build_and_comes_through(rtx: Toolkit, tmp
         build_plan(rtx, request(tmp_path), fail)
 
 
-def test_ctrl_c_ends_the_build_and_the_next_one_works(rtx: Toolkit, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_build_and_the_next_one_works(
+    rtx: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pressed = []
+    noticed = threading.Event()
+    stop = Messages.stop
+
+    def hear(messages: Messages, error: BaseException) -> None:
+        stop(messages, error)
+        noticed.set()
 
     def press(phase: str, fraction: float) -> None:
         if not pressed:
             pressed.append(phase)
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            assert noticed.wait(60.0)  # by the main thread, or this build would be done before
 
+    monkeypatch.setattr(Messages, "stop", hear)
     with pytest.raises(KeyboardInterrupt):
         build_plan(rtx, request(tmp_path), press)
     assert "Build canceled" in (tmp_path / "build.log").read_text()
