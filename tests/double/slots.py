@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,10 @@ class Slots:
 
     def __init__(self, double: Double, blocks: int, block_size: int) -> None:
         self._double = double
-        self.memory = np.full((blocks, block_size, SIDE, SIDE, 3), POISON, np.uint8)
+        # A mapping of its own, as the ring is: what malloc gives may lie below 2^32, where no int is cut.
+        mapped = mmap.mmap(-1, blocks * block_size * SIDE * SIDE * 3)
+        self.memory = np.frombuffer(mapped, np.uint8).reshape(blocks, block_size, SIDE, SIDE, 3)
+        self.memory[...] = POISON
         double.watch(self.memory, "the ring")
 
     @property
