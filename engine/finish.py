@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from engine.volumes import Kind, Space, find_space, kind_of, write_mask_volume
 CLEANED: Final = "cleaned"
 """Of the ledger's notes: masks on the disk may be those of an earlier end, which dropped other components."""
 _OVERRULED_AT_ONCE: Final = 512
+_READ_AT_ONCE: Final = 4096
 _ENDINGS: Final[dict[Kind, bytes]] = {"nifti": b"_mask.nii.gz", "dicom": b"_mask.dcm"}
 _PAGE: Final = re.compile(rb"/\d{1,6}$")
 
@@ -104,8 +105,8 @@ def _finish_volume(
     made = how.made.get(name)
     if made is not None and how.components.keeps_all:
         return made
-    masks = (decode(row.mask_rle) if row.mask_rle else None for row in _scored(ledger, volume))
-    found = find_components(masks)
+    tally = Tally()
+    found = find_components(_masks(ledger.rows_of(volume), tally))
     space = Space("pictures")
     if made is None or how.components.ml:
         try:
@@ -118,9 +119,10 @@ def _finish_volume(
         _overrule(ledger, how, left(), restores=restores)
     if made is not None:
         return made
-    tally = Tally()
-    for _, row in left():
-        tally.add(row)
+    if not how.components.keeps_all:
+        tally = Tally()
+        for _, row in left():
+            tally.add(row)
     mask_path, note = None, space.note
     if whole and how.masks != "none" and space.sources and (space.kind == "nifti" or tally.with_mask):
         try:
@@ -142,16 +144,24 @@ def _finish_volume(
 
 def _space_of(ledger: Ledger, volume: str, *, any_mask: bool) -> Space:
     """Where its slices lie, as far as that is needed: headers of a series without a mask are left alone."""
-    first = next(_scored(ledger, volume), None)
+    first = next(_scored(ledger, volume, batch=1), None)
     if first is None:
         return Space("pictures")
     kind = kind_of(first)
     return find_space(_scored(ledger, volume), kind) if any_mask or kind == "nifti" else Space(kind)
 
 
-def _scored(ledger: Ledger, volume: str) -> Iterator[SliceRow]:
+def _masks(rows: Iterable[SliceRow], tally: Tally) -> Iterator[npt.NDArray[np.uint8] | None]:
+    """The masks of a volume's scored slices; all of its `rows` are counted on the way."""
+    for row in rows:
+        tally.add(row)
+        if row.status == "ok":
+            yield decode(row.mask_rle) if row.mask_rle else None
+
+
+def _scored(ledger: Ledger, volume: str, batch: int = _READ_AT_ONCE) -> Iterator[SliceRow]:
     """The volume's rows as committed. Slices in quarantine are left out, and so part no component."""
-    return (row for row in ledger.rows_of(volume) if row.status == "ok")
+    return (row for row in ledger.rows_of(volume, batch) if row.status == "ok")
 
 
 def _left(ledger: Ledger, volume: str, found: Components, kept: npt.NDArray[np.bool_]) -> Iterator[Pair]:

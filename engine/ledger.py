@@ -5,8 +5,8 @@ options that change results. A batch's rows are one transaction.
 
 The rollback journal (never WAL, whose shared memory does not work on NFS) is deleted after each transaction,
 so nothing but `run.sqlite` stays behind. `synchronous` is FULL: a power cut loses no committed row, and the
-few milliseconds that this costs are paid once a batch. No cursor outlives a call, since an open reader blocks
-commits in this journal mode.
+few milliseconds that this costs are paid once a batch. No cursor outlives a call, since an open reader keeps
+others from writing in this journal mode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from engine.ledger_file import checksum, persistently, plain_errors
 from engine.lock import RunLock
 
 Status = Literal["ok", "quarantined"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +71,20 @@ class SliceRow:
     transient: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a continuation needs of a slice that is already in the ledger.
 
-    `status` is "damaged" where the row is not what was written; then the rest may be anything but `order`.
+    A tuple, as millions are made and compared before the first new slice.
     """
 
     order: bytes
     slice: int
     image_path: str
-    status: Status | Literal["damaged"]
-    transient: bool
+    volume: str
+    status: Status
     size: int
     mtime_ns: int
-    volume: str
+    transient: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ class Counts:
 _FIELDS: Final = [field.name for field in fields(SliceRow)]
 _COLUMNS: Final = ", ".join("ord" if name == "order" else name for name in _FIELDS)  # a word of SQL
 _SELECT: Final = f"SELECT {_COLUMNS}, checksum FROM slices"
+_SELECT_KNOWN: Final = f"SELECT {', '.join(('ord', *Known._fields[1:]))} FROM slices"
 _INSERT: Final = f"INSERT OR REPLACE INTO slices VALUES ({', '.join('?' * (len(_FIELDS) + 1))})"
 _SELECT_OVERRULED: Final = f"SELECT {_COLUMNS}, checksum FROM overruled"
 _OVERRULE: Final = _INSERT.replace("INTO slices", "INTO overruled")
@@ -111,8 +112,9 @@ _STACK: Final = (
         SELECT *, row_number() OVER (PARTITION BY volume ORDER BY ord, slice) AS place FROM stacks
     ) WHERE place = 1""",
 )
+_LOOKED_THROUGH_AT_ONCE: Final = 256
+"""Rows for which a commit has to wait."""
 _values_of = attrgetter(*_FIELDS[:-1])
-_known_of = attrgetter(*(field.name for field in fields(Known)))
 
 
 class Ledger:
@@ -173,22 +175,37 @@ class Ledger:
     def known(self, after: bytes, limit: int) -> list[Known]:
         """The next slices after the file at `after` (b"" for the first), in order.
 
-        Whole files only: `limit` slices and the rest of the last one's file. Empty at the end.
+        Whole files only: `limit` slices and the rest of the last one's file. Empty at the end. Rows are given
+        as they are: `damaged` tells which of them are not what was written.
         """
-        page = self._fetch(f"{_SELECT} WHERE ord > ? ORDER BY ord, slice LIMIT ?", (after, limit))
+        page = self._fetch(f"{_SELECT_KNOWN} WHERE ord > ? ORDER BY ord, slice LIMIT ?", (after, limit))
         if len(page) == limit:
-            page += self._fetch(f"{_SELECT} WHERE ord = ? AND slice > ? ORDER BY slice", page[-1][:2])
-        return [
-            Known(*_known_of(_row(values)))
-            if checksum(values) == found
-            else Known(values[0], 0, "", "damaged", False, 0, 0, "")
-            for *values, found in page
-        ]
+            page += self._fetch(f"{_SELECT_KNOWN} WHERE ord = ? AND slice > ? ORDER BY slice", page[-1][:2])
+        return [*map(Known._make, page)]
+
+    def damaged(self) -> set[bytes]:
+        """The files (their orders) of which a row is not what was written. Reads all; commits slip in."""
+
+        # By one cursor: a key that was damaged leads a search for what is behind it astray.
+        def look_through() -> set[bytes]:
+            found: set[bytes] = set()
+            with self._turn:
+                rows = self._connection.execute(_SELECT)
+            while page := self._next(rows):
+                found.update(row[0] for row in page if not _is_sound(row))
+            return found
+
+        return self._patiently(look_through)
+
+    def is_damaged(self, order: bytes) -> bool:
+        """Whether a row of the file at `order` is not what was written."""
+        return not all(map(_is_sound, self._fetch(f"{_SELECT} WHERE ord = ?", (order,))))
 
     def rows(self, batch: int = 4096) -> Iterator[SliceRow]:
         """Every row in order, as committed or as overruled; `batch` are read at a time, to bound memory.
 
-        Raises MachineError at a row that is not what was written; the next call of `known` tells which.
+        Raises MachineError at a row that is not what was written, and forgets the files of all that are not:
+        the next run scores them again.
         """
         after: tuple[object, ...] = (b"", -1)
         query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
@@ -284,20 +301,32 @@ class Ledger:
             persistently(transaction)
 
     def _fetch(self, query: str, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
-        with self._turn, plain_errors(self.path, at_work=True):
+        def fetch() -> list[tuple[Any, ...]]:
+            with self._turn:
+                return self._connection.execute(query, arguments).fetchall()
+
+        return self._patiently(fetch)
+
+    def _next(self, rows: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+        with self._turn:
+            return rows.fetchmany(_LOOKED_THROUGH_AT_ONCE)
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        with plain_errors(self.path, at_work=True):
             try:
-                return persistently(lambda: self._connection.execute(query, arguments).fetchall())
+                return persistently(read)
             except sqlite3.OperationalError as error:
                 if "UTF-8" not in str(error):
                     raise
                 # Text that is none: its row's checksum will tell.
                 self._connection.text_factory = _text
-                return self._connection.execute(query, arguments).fetchall()
+                return read()
 
     def _sound(self, page: list[tuple[Any, ...]]) -> list[SliceRow]:
-        if any(checksum(values) != found for *values, found in page):
+        if not all(map(_is_sound, page)):
+            self.forget(self.damaged())
             raise MachineError(f"{self.path}: a row was damaged meanwhile: run the same command again")
-        return [_row(values) for *values, _ in page]
+        return [*map(_row, page)]
 
     def _overruled(self, rows: list[SliceRow], after: tuple[object, ...]) -> list[SliceRow]:
         """A page of `rows`, which are behind `after`, with those in it that were overruled."""
@@ -348,9 +377,9 @@ def stored_rows(path: Path, batch: int = 4096, *, skips_damaged: bool = False) -
     after: tuple[object, ...] = (b"", -1)
     query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
     while page := _peek(path, partial(_all, query=query, arguments=(*after, batch))):
-        for *values, found in page:
-            if checksum(values) == found:
-                yield _row(values)
+        for row in page:
+            if _is_sound(row):
+                yield _row(row)
             elif not skips_damaged:
                 raise MachineError(
                     f"{path}: a row is damaged: `tumorscan score` of the same run scores its slice again"
@@ -387,8 +416,14 @@ def _stored(row: SliceRow) -> tuple[Any, ...]:
     return (*_values_of(row), int(row.transient))
 
 
-def _row(values: Sequence[Any]) -> SliceRow:
-    return SliceRow(*(*values[:-1], bool(values[-1])))
+def _is_sound(stored: tuple[object, ...]) -> bool:
+    """Whether a row, with its checksum at the end, is what was written."""
+    return checksum(stored[:-1]) == stored[-1]
+
+
+def _row(stored: tuple[Any, ...]) -> SliceRow:
+    """A row that has its checksum at the end."""
+    return SliceRow(*(*stored[:-2], bool(stored[-2])))
 
 
 def _text(raw: bytes) -> str:

@@ -11,7 +11,7 @@ import errno
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,9 +70,9 @@ _READ_BYTES: Final = 2**20
 T = TypeVar("T")
 
 
-def checksum(values: Sequence[object]) -> int:
+def checksum(values: tuple[object, ...]) -> int:
     """The CRC-32 of a row's other values, as SQLite gives them back."""
-    return zlib.crc32(repr(tuple(values)).encode("utf-8", "surrogateescape"))
+    return zlib.crc32(repr(values).encode("utf-8", "surrogateescape"))
 
 
 def connect(path: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,11 +14,12 @@ from engine.ledger import Known, Ledger
 from engine.sources.discovery import SourceFile, Unlisted
 from engine.sources.entries import pages_of
 from engine.sources.files import read_file
+from engine.sources.stretches import Stretch
 from engine.sources.tiff import page_directories
 from engine.sources.volumes import Volume
 from engine.stop import StoppedError
 
-PAGE = 4096
+PAGE = 1024
 """Slices of the ledger that are held at a time."""
 
 
@@ -30,9 +31,13 @@ class Pending:
     scored volume of which a file changed, came or went, where that changes how all of it is shown to the
     models. A quarantined slice is given again when its failure was transient, when its file changed since, or
     with `retry`; one that is gone loses its row (kept without `forgets`). A file of which a row was damaged
-    is given as if it had none. With `limit` the walk ends after that many slices of the input, scored or not
-    (a picture that has pages is one of them). `stop` ends it early; `finished` tells that it came to its end.
-    `read` gives the bytes of a file.
+    is given as if it had none, in its turn. With `limit` the walk ends after that many slices of the input,
+    scored or not (a picture that has pages is one of them). `stop` ends it early; `finished` tells that it
+    came to its end. `read` gives the bytes of a file.
+
+    `again` walks the input too, as often as is asked, and may give stretches of it first. With it, those
+    that are scored are passed over together, and rows are looked through last: the first new slice is there
+    in a fraction of the time, and files whose rows were damaged are given behind all others.
     """
 
     entries: Iterable[SourceFile | Unlisted]
@@ -40,10 +45,12 @@ class Pending:
     retry: bool = False
     limit: int | None = None
     forgets: bool = True
+    again: Callable[[], Iterable[SourceFile | Unlisted | Stretch]] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     read: Callable[[bytes], bytes] = read_file
     seen: int = 0
     finished: bool = False
+    _damaged: set[bytes] = field(default_factory=set)
     _at: bytes = b""
     _rows: dict[int, Known] = field(default_factory=dict)
     _volume: Volume | None = None
@@ -56,9 +63,15 @@ class Pending:
             yield from self._walk()
 
     def _walk(self) -> Iterator[SourceFile | Unlisted]:
-        for entry in islice(self.entries, self.limit):
+        if self.again is None:
+            self._damaged = self.ledger.damaged()
+        in_full = self.entries if self.again is None or self.limit is not None else self.again()
+        for entry in islice(in_full, self.limit):
             if self.stop.is_set():
                 return
+            if isinstance(entry, Stretch):
+                entry.passed = self._pass_over(entry)
+                continue
             self.seen += 1
             if entry.order != self._at:  # the next file; slices of one file follow each other
                 self._at = entry.order
@@ -72,7 +85,37 @@ class Pending:
             return
         if self.limit is None or self.seen < self.limit:
             self._pass_by(None)
-        self.finished = True
+        if self.again is not None:
+            yield from self._damaged_ones(self.again())
+        self.finished = not self.stop.is_set()
+
+    def _pass_over(self, stretch: Stretch) -> int:
+        """How many files the stretch begins with that the ledger's next rows have, scored and as they are."""
+        passed = 0
+        self._read_ahead(len(stretch.names) + 1)
+        rows = zip(self._known, islice(self._known, 1, None), stretch.signs(), strict=False)
+        for row, next_row, (order, image_path, volume, size, mtime_ns) in rows:
+            if row != (order, 0, image_path, volume, "ok", size, mtime_ns, 0) or next_row.order == order:
+                break
+            passed += 1
+        for _ in range(passed):
+            self._known.popleft()
+        self.seen += passed
+        return passed
+
+    def _damaged_ones(
+        self, entries: Iterable[SourceFile | Unlisted | Stretch]
+    ) -> Iterator[SourceFile | Unlisted]:
+        """The files of damaged rows that were passed over, now that all rows are looked through."""
+        damaged = self.ledger.damaged() - self._damaged
+        self._forget(damaged)
+        if not damaged:
+            return
+        for entry in entries:
+            if self.stop.is_set():
+                return
+            if not isinstance(entry, Stretch) and entry.order in damaged:
+                yield entry
 
     def _left(self, entry: SourceFile) -> Iterator[SourceFile]:
         """The slice, if it is still to be scored; of a picture that has pages, each page that is."""
@@ -85,26 +128,19 @@ class Pending:
 
     def _is_pending(self, entry: SourceFile | Unlisted) -> bool:
         row = self._rows.get(entry.slice if isinstance(entry, SourceFile) else 0)
-        return row is None or (row.status != "ok" and (self.retry or row.transient))
+        return row is None or (row.status != "ok" and (self.retry or row.transient == 1))
 
     def _standing(self, entry: SourceFile | Unlisted, known: list[Known]) -> dict[int, Known]:
         """What is known of a file's slices and still holds, by their numbers. Raises UsageError."""
         if not known:
             return {}
-        scored = any(row.status == "ok" for row in known)
-        if any(row.status == "damaged" for row in known):
-            pass
-        elif known[0].image_path != entry.image_path:  # a list whose lines moved
-            if scored:
-                raise _refused(known[0], "was scored and is gone", f"{entry.image_path} has its place now")
-        elif isinstance(entry, Unlisted):
-            if scored:
-                raise _refused(known[0], "can no longer be read", entry.failure.message)
-            return {row.slice: row for row in known}
-        elif (entry.size, entry.mtime_ns) == (known[0].size, known[0].mtime_ns):
-            return {row.slice: row for row in known}
-        elif scored:
-            raise _refused(known[0], "changed since it was scored", "its size or time is another")
+        if entry.order not in self._damaged:
+            scored = any(row.status == "ok" for row in known)
+            difference = _difference(entry, known[0], scored=scored)
+            if difference is None:
+                return {row.slice: row for row in known}
+            if scored and not self._is_damaged(entry.order):
+                raise _refused(known[0], *difference)
         self._forget([entry.order])
         return {}
 
@@ -118,7 +154,8 @@ class Pending:
         key = f"volume {source.order.hex()}"
         if self.ledger.get_meta(key) == source.fingerprint:
             return
-        scored = next((row for row in self._rows_below(source.order) if row.status == "ok"), None)
+        rows = self._rows_below(source.order)
+        scored = next((row for row in rows if row.status == "ok" and not self._is_damaged(row.order)), None)
         if scored is not None:
             why = f"files of {entry.volume} changed, came or went, and its window is taken of all"
             raise _refused(scored, "was scored with other files", why)
@@ -148,14 +185,20 @@ class Pending:
         """Deal with the ledger's files that the input no longer has before `order` (None: at its end)."""
         gone = []
         while (row := self._peek()) is not None and (order is None or row.order < order):
-            if row.status == "ok":
+            if row.status == "ok" and not self._is_damaged(row.order):
                 raise _refused(row, "was scored and is gone", "it is not in the input any more")
             gone += [known.order for known in self._take(row.order)]
         self._forget(gone)
 
-    def _forget(self, orders: list[bytes]) -> None:
+    def _forget(self, orders: Collection[bytes]) -> None:
         if orders and self.forgets:
             self.ledger.forget(orders)
+
+    def _is_damaged(self, order: bytes) -> bool:
+        """Whether a row of this file is not what was written; asked before a file is said to be at fault."""
+        if order not in self._damaged and self.ledger.is_damaged(order):
+            self._damaged.add(order)
+        return order in self._damaged
 
     def _take(self, order: bytes) -> list[Known]:
         rows = []
@@ -166,12 +209,28 @@ class Pending:
     def _peek(self) -> Known | None:
         # The next page is read as soon as the last row of this one is taken, before any file behind it is
         # given; once at its end the ledger is not asked again. So rows of this very call are never met.
-        if not self._known and not self._at_end:
-            self._known.extend(self.ledger.known(self._after, PAGE))
-            self._at_end = not self._known
-            if self._known:
-                self._after = self._known[-1].order
+        self._read_ahead(1)
         return self._known[0] if self._known else None
+
+    def _read_ahead(self, rows: int) -> None:
+        """Have so many rows at hand, if there are."""
+        while len(self._known) < rows and not self._at_end:
+            page = self.ledger.known(self._after, PAGE)
+            self._known.extend(page)
+            self._at_end = not page
+            if page:
+                self._after = page[-1].order
+
+
+def _difference(entry: SourceFile | Unlisted, row: Known, *, scored: bool) -> tuple[str, str] | None:
+    """What became of a file since its first row was written, and how that is seen; None for nothing."""
+    if row.image_path != entry.image_path:  # a list whose lines moved
+        return "was scored and is gone", f"{entry.image_path} has its place now"
+    if isinstance(entry, Unlisted):
+        return ("can no longer be read", entry.failure.message) if scored else None
+    if (entry.size, entry.mtime_ns) != (row.size, row.mtime_ns):
+        return "changed since it was scored", "its size or time is another"
+    return None
 
 
 def _refused(row: Known, what: str, why: str) -> UsageError:

@@ -83,7 +83,7 @@ def _score(options: Options, watcher: Watcher, stop: Stop, desk: Desk | None) ->
         plan = _settled(options, bundle, earlier, cluster)
         ledger = stack.enter_context(_open_ledger(options, plan, desk))
         before = ledger.counts()
-        pending = Pending(discovery, ledger, options.retry, options.limit, stop=stop.asked, read=far.read)
+        pending = _pending(options, discovery, ledger, far, stop.asked)
         entries = iter(pending)
         first = next(entries, None)
         if first is None:
@@ -174,7 +174,7 @@ def _survey(options: Options) -> Survey:
         slices = pending_count = sum(1 for _ in islice(discovery, options.limit))
     else:
         with Ledger.open(options.ledger, identity(options, plan), fresh=False) as ledger:
-            pending = Pending(discovery, ledger, options.retry, options.limit, forgets=False, read=far.read)
+            pending = _pending(options, discovery, ledger, far, never, forgets=False)
             pending_count = sum(1 for _ in pending)
             slices = pending.seen
     if slices == 0 and _is_bare(discovery):
@@ -217,6 +217,27 @@ def _discovery(options: Options, stop: threading.Event, far: Tree) -> Discovery:
     dealt = None if options.shard is None else Dealt(options.shard, stacks=not options.components.keeps_all)
     out = options.out if options.store is None else Path(options.store)
     return Discovery(options.inputs, listed, out, channels, dealt, far)
+
+
+def _pending(
+    options: Options,
+    discovery: Discovery,
+    ledger: Ledger,
+    far: Tree,
+    stop: threading.Event,
+    *,
+    forgets: bool = True,
+) -> Pending:
+    return Pending(
+        discovery,
+        ledger,
+        options.retry,
+        options.limit,
+        forgets=forgets,
+        again=discovery.in_stretches if discovery.is_lasting else None,
+        stop=stop,
+        read=far.read,
+    )
 
 
 def _open_ledger(options: Options, plan: Plan, desk: Desk | None) -> Ledger:

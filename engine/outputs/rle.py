@@ -37,7 +37,7 @@ def decode(text: str) -> npt.NDArray[np.uint8]:
     if counts.min(initial=0) < 0 or counts.sum() != height * width:
         raise ValueError(f"run lengths of {counts.sum()} pixels for a mask of {height} x {width}")
     values = (np.arange(len(counts)) & 1).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+    return np.asarray(cv2.transpose(np.repeat(values, counts).reshape(width, height)), np.uint8)
 
 
 def run_lengths(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,9 @@ of Python 3.11 (which pandas uses too) leaves a lone carriage return unquoted, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +30,13 @@ Cell = str | int | float | None
 
 _PLACE: Final = ("volume", "image_path", "slice", "status")
 _PATHS: Final = frozenset({"volume", "image_path", "mask_path", "probability_path"})
+_STARTS: Final = frozenset(FORMULA_STARTS)
 _NEEDS_QUOTES: Final = re.compile(r'[",\r\n]')
+_NEEDS_QUOTES_IN_A_LINE: Final = re.compile(r'["\r\n]')
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 
 
-def write_tables(rows: Iterable[SliceRow], out: Path, extra: Sequence[str] = ()) -> None:
+def write_tables(rows: Iterable[SliceRow], out: Path, extra: tuple[str, ...] = ()) -> None:
     """Write `out`/results.csv (every slice) and `out`/errors.csv (the quarantined), in the order of `rows`.
 
     `extra` are some of EXTRA_COLUMNS. Each file replaces the old one whole, after it is on the disk. Rows are
@@ -55,10 +59,17 @@ def write_tables(rows: Iterable[SliceRow], out: Path, extra: Sequence[str] = ())
         raise cannot_write(out, error) from error
 
 
-def result_cells(row: SliceRow, columns: Sequence[str]) -> tuple[Cell, ...]:
+def result_cells(row: SliceRow, columns: tuple[str, ...]) -> tuple[Cell, ...]:
     """What `row` has in these columns of results; None where nothing is known, or no file is."""
-    known = _PLACE if row.status == "quarantined" else columns
-    return tuple(_cell(row, name) if name in known else None for name in columns)
+    values = _values_of(columns)(row)
+    if row.status == "quarantined":
+        values = tuple(value if name in _PLACE else None for name, value in zip(columns, values, strict=True))
+    return tuple(
+        [
+            (path_cell(value) if name in _PATHS else value) or None if isinstance(value, str) else value
+            for name, value in zip(columns, values, strict=True)
+        ]
+    )
 
 
 def error_cells(row: SliceRow) -> tuple[Cell, ...]:
@@ -68,33 +79,30 @@ def error_cells(row: SliceRow) -> tuple[Cell, ...]:
 
 def path_cell(text: str) -> str:
     """Text that no spreadsheet takes for a formula and that still opens; discovery shows paths so already."""
-    return f"./{text}" if text.startswith(FORMULA_STARTS) else text
+    return f"./{text}" if text[:1] in _STARTS else text
 
 
 def line(cells: Iterable[Cell]) -> bytes:
     """A line of a table; real numbers have six digits."""
-    return (",".join(map(_text, cells)) + "\n").encode()
+    texts = [
+        "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells
+    ]
+    joined = ",".join(texts)
+    # A line is looked at as a whole first: hardly any has a cell that needs quotes.
+    if joined.count(",") >= len(texts) or _NEEDS_QUOTES_IN_A_LINE.search(joined):
+        joined = ",".join(map(_quoted, texts))
+    return f"{joined}\n".encode()
 
 
-def _cell(row: SliceRow, name: str) -> Cell:
-    value: Cell = getattr(row, name)
-    if value == "":
-        return None
-    return path_cell(str(value)) if name in _PATHS else value
+@cache
+def _values_of(columns: tuple[str, ...]) -> Callable[[SliceRow], tuple[Cell, ...]]:
+    return attrgetter(*columns)
 
 
 def _message(message: str) -> str:
     """One line that no spreadsheet takes for a formula: "error: " goes before what would begin one."""
     line = _CONTROL.sub(" ", message).strip()
     return f"error: {line}" if line.startswith(FORMULA_STARTS) else line
-
-
-def _text(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return _quoted(cell)
-    if isinstance(cell, float):
-        return f"{cell:.6g}"
-    return "" if cell is None else str(cell)
 
 
 def _quoted(cell: str) -> str:

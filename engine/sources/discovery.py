@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from engine.cloud.addresses import is_address, of_path, plain
 from engine.errors import Failure, UsageError
@@ -30,6 +30,7 @@ from engine.sources.folders import Listing, kind_of, list_folder, natural_key
 from engine.sources.patients import Patients
 from engine.sources.series import is_dicom, nifti_slices, single, sort_series
 from engine.sources.shards import Dealt, FolderPart, Seen
+from engine.sources.stretches import Stretch, stretches
 
 __all__ = ["ENDINGS", "Discovery", "SourceFile", "Unlisted", "natural_key"]
 
@@ -39,7 +40,7 @@ ENDINGS = endings.PICTURES
 # Folders below masks/ that stand for what a listed path says; a folder of such a name has an underscore more.
 _UP, _ROOT, _HERE = b"_up", b"_root", b"_here"
 _STANDS_FOR = re.compile(rb"_+(up|root|here)")
-Found = Entry | SourceFile | Unlisted
+Found = Entry | SourceFile | Unlisted | Stretch
 
 
 class Discovery:
@@ -92,16 +93,32 @@ class Discovery:
         self._patients = None if channels is None else Patients(channels)
         self._dealt = dealt
         self._looks_inside = True
+        self._gives_stretches = False
         self.skipped_masks = 0
         self.skipped_other = 0
 
     def __iter__(self) -> Iterator[SourceFile | Unlisted]:
+        return cast("Iterator[SourceFile | Unlisted]", self._found(gives_stretches=False))
+
+    def in_stretches(self) -> Iterator[SourceFile | Unlisted | Stretch]:
+        """The same, but files of a folder may come as a stretch first; those that it says are passed do not
+        come by themselves.
+        """
+        return self._found(gives_stretches=True)
+
+    def _found(self, *, gives_stretches: bool) -> Iterator[SourceFile | Unlisted | Stretch]:
+        self._gives_stretches = gives_stretches
         self.skipped_masks = 0
         self.skipped_other = 0
         if self._dealt is not None:
             self._dealt.begin()
         for entry in self._input_entries() if self._files_from is None else self._list_entries():
             yield from self._walk(entry)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it can be walked more than once: a list is read as it comes, and then gone."""
+        return self._files_from is None
 
     @property
     def seen(self) -> Seen | None:
@@ -171,21 +188,21 @@ class Discovery:
                 parts.insert(0, _ROOT if absolute else _HERE)
             yield Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
 
-    def _walk(self, root: Entry) -> Iterator[SourceFile | Unlisted]:
+    def _walk(self, root: Entry) -> Iterator[SourceFile | Unlisted | Stretch]:
         # One level a folder that is open: what is left of it, itself, and its identity.
         waiting: list[Iterator[Found]] = [iter((root,))]
         folders: list[Entry] = []
         identities: list[tuple[int, int]] = []
         while waiting:
-            entry = next(waiting[-1], None)
-            if entry is None:
+            for entry in waiting[-1]:
+                if isinstance(entry, Entry):
+                    break
+                yield entry
+            else:
                 waiting.pop()
                 if folders:
                     folders.pop()
                     identities.pop()
-                continue
-            if not isinstance(entry, Entry):
-                yield entry
                 continue
             is_folder = False
             try:
@@ -254,9 +271,18 @@ class Discovery:
             self._pass_over(folder, passed_over)
             slices = chain.from_iterable(each.by_itself() for each in series)
             yield from filter(partial(self._is_found, folder), chain(slices, refused))
-            yield from folder.below(listing.names)
+            yield from self._below(folder, listing)
         else:
-            yield from folder.below(chain(listing.dicoms, listing.names))
+            yield from folder.below(listing.dicoms)
+            yield from self._below(folder, listing)
+
+    def _below(self, folder: Entry, listing: Listing) -> Iterator[Found]:
+        """Its pictures, looked at, among what is yet to be."""
+        if is_address(folder.path):
+            return folder.below(listing.names)
+        if self._gives_stretches:
+            return stretches(folder, listing)
+        return Stretch(folder, listing.names, listing.odd).entries()
 
     def _is_found(self, folder: Entry, found: SourceFile | Unlisted) -> bool:
         """Whether what a look into the files of `folder` has found is of the shard."""
@@ -307,7 +333,7 @@ class Far(Protocol):
         """Whether an object begins as DICOM files do."""
 
 
-def _order_of(found: Found) -> bytes:
+def _order_of(found: Entry | SourceFile | Unlisted) -> bytes:
     return found.order
 
 

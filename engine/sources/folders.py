@@ -19,8 +19,14 @@ Kind = Literal["picture", "nifti", "dicom", "perhaps", "mask", "other"]
 
 _PICTURES: Final = frozenset(endings.PICTURES)
 _MASK: Final = b"_mask"
+_USUAL: Final = frozenset(ending.removeprefix(b".") for ending in endings.PICTURES)
+_NO_STEM: Final = frozenset((b"", b".", b"/"))
+"""What stands before an ending that may be none: that of a name of dots, or a hidden one."""
 _DIGITS: Final = re.compile(rb"[0-9]+")
+_ONE_NUMBER: Final = re.compile(rb"([^0-9]*)(?=[0-9])(0*)([0-9]*)([^0-9]*)")
 _NUMBER: Final = b"0"
+_LENGTHS: Final = tuple(bytes((value,)) for value in range(255))
+"""Of numbers with fewer digits than that, as `_length` writes them."""
 
 KeyedName = tuple[bytes, bytes]
 """A name behind its `natural_key`."""
@@ -51,10 +57,12 @@ class Name(Protocol):
 class Listing:
     """What a folder holds, sorted: `names` of folders, pictures, NIfTI files and links; its `dicoms`.
 
-    `masks` and `others` count what is passed over.
+    `odd` are those of `names` that only a look by itself tells what they are and whether they are wanted; the
+    others are pictures if they are files. `masks` and `others` count what is passed over.
     """
 
     names: list[KeyedName] = field(default_factory=list)
+    odd: set[bytes] = field(default_factory=set)
     dicoms: list[KeyedName] = field(default_factory=list)
     masks: int = 0
     others: int = 0
@@ -72,7 +80,11 @@ def sort_names(
     """What a folder holds, or `part` of it, of what it was listed as."""
     found = Listing()
     for entry in entries:
-        _sort_in(found, entry, part, looks_like_dicom)
+        name = entry.name
+        if part is None and kind_of(name) == "picture" and not name.startswith(b"."):  # what most are
+            found.names.append((natural_key(name), name))
+        else:
+            _sort_in(found, entry, part, looks_like_dicom)
     found.names.sort()
     found.dicoms.sort()
     return found
@@ -80,6 +92,9 @@ def sort_names(
 
 def kind_of(name: bytes) -> Kind:
     """What a file of this name or path is; `perhaps` is DICOM, which often has no ending, or a number."""
+    stem, _, ending = name.rpartition(b".")
+    if ending.lower() in _USUAL and stem[-1:] not in _NO_STEM:  # what most are
+        return "mask" if stem[-len(_MASK) :].lower() == _MASK else "picture"
     lower = name.lower()
     stem, ending = os.path.splitext(lower)
     if ending in _PICTURES:
@@ -98,16 +113,20 @@ def natural_key(name: bytes) -> bytes:
     "0", the length of its value and the value, so that it sorts where digits do. Leading zeros come last, and
     only tell apart what is equal without them.
     """
-    zeros: list[bytes] = []
+    alone = _ONE_NUMBER.fullmatch(name)
+    if alone is not None and len(name) < len(_LENGTHS):  # what most have
+        head, zeros, value, tail = alone.groups()
+        return head + _NUMBER + _LENGTHS[len(value)] + value + tail + b"\0" + _LENGTHS[len(zeros)]
+    counts: list[bytes] = []
 
     def number(match: re.Match[bytes]) -> bytes:
         digits = match.group()
         value = digits.lstrip(b"0")
-        zeros.append(_length(len(digits) - len(value)))
+        counts.append(_length(len(digits) - len(value)))
         return _NUMBER + _length(len(value)) + value
 
     text = _DIGITS.sub(number, name)
-    return text + b"\0" + b"".join(zeros)
+    return text + b"\0" + b"".join(counts)
 
 
 def _sort_in(
@@ -127,11 +146,14 @@ def _sort_in(
             found.dicoms.append((natural_key(name), name))
             return
         kind = "other" if kind == "perhaps" else None
+    is_picture = kind == "picture"
     if not own and entry.is_file(follow_symlinks=False):
         return
     # Only following a link tells what it is, and that is done when its turn has come.
-    if kind in (None, "picture", "nifti") or entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+    if is_picture or kind in (None, "nifti") or entry.is_symlink() or entry.is_dir(follow_symlinks=False):
         found.names.append((natural_key(name), name))
+        if not own or not is_picture:
+            found.odd.add(name)
     elif kind == "mask":
         found.masks += 1
     else:

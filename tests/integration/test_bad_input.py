@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,21 @@ def test_a_damaged_ledger_is_one_line_and_fresh_starts_over(work: Path, bundle: 
     (work / "results" / "run.sqlite").write_bytes(b"no database" * 500)
     assert_refused(scored(bundle, "data"), "run.sqlite: is damaged or no ledger")
     assert scored(bundle, "data", "--fresh").status == 0
+    assert results(Path("results")) == before
+
+
+def test_rows_of_a_ledger_that_were_damaged_are_scored_again_by_the_same_command(
+    work: Path, bundle: Path
+) -> None:
+    write_slices(work / "data", 6)
+    scored(bundle, "data")
+    before = results(Path("results"))
+    with sqlite3.connect("results/run.sqlite") as ledger:
+        ledger.execute("UPDATE slices SET tumor_probability = 0.5 WHERE image_path LIKE '%s_1.tif'")
+        ledger.execute("UPDATE slices SET size = 7 WHERE image_path LIKE '%s_4.tif'")
+        assert ledger.total_changes == 2
+    ledger.close()
+    assert scored(bundle, "data").status == 0
     assert results(Path("results")) == before
 
 

@@ -12,12 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
+from engine.sources import endings
+from engine.sources import stretches as stretches_module
 from engine.sources.discovery import Discovery, SourceFile, Unlisted, natural_key
+from engine.sources.entries import Entry
+from engine.sources.folders import kind_of, list_folder
 from engine.sources.lists import read_list
+from engine.sources.stretches import Stretch
 from tests.badfiles import write_bad_files
 
 NOBODY = 65_534
@@ -363,6 +368,125 @@ def test_keys_sort_as_names_do(one: bytes, other: bytes) -> None:
 def test_keys_of_numbers_sort_as_names_do(names: list[str]) -> None:
     raw = [name.encode() for name in names]
     assert sorted(raw, key=natural_key) == sorted(raw, key=natural)
+
+
+def key_as_first_written(name: bytes) -> bytes:
+    """Keys stand in ledgers: these are what they stay."""
+    zeros: list[bytes] = []
+
+    def length(value: int) -> bytes:
+        full, rest = divmod(value, 255)
+        return b"\xff" * full + bytes((rest,))
+
+    def number(match: re.Match[bytes]) -> bytes:
+        value = match.group().lstrip(b"0")
+        zeros.append(length(len(match.group()) - len(value)))
+        return b"0" + length(len(value)) + value
+
+    text = re.sub(rb"[0-9]+", number, name)
+    return text + b"\0" + b"".join(zeros)
+
+
+@given(st.binary(max_size=12) | st.text("019a.", max_size=12).map(str.encode), st.integers(0, 600))
+def test_keys_are_what_they_always_were(name: bytes, digits: int) -> None:
+    for each in (name, name + b"0" * digits, name + b"7" * digits + b".tif", b"0" * digits + b"1" * digits):
+        assert natural_key(each) == key_as_first_written(each)
+
+
+def kind_spelled_out(name: bytes) -> str:
+    lower = name.lower()
+    stem, ending = os.path.splitext(lower)  # noqa: PTH122 - the name is bytes
+    if ending in endings.PICTURES:
+        return "mask" if stem.endswith(b"_mask") else "picture"
+    if lower.endswith(endings.NIFTI):
+        return "mask" if stem.removesuffix(b".nii").endswith(b"_mask") else "nifti"
+    if ending in endings.DICOM:
+        return "dicom"
+    return "perhaps" if ending[1:].isdigit() or not ending else "other"
+
+
+pieces = (
+    *endings.PICTURES,
+    *endings.NIFTI,
+    *endings.DICOM,
+    b".",
+    b"/",
+    b"_mask",
+    b"_MASK",
+    b".TIF",
+    b"tif",
+    b"a",
+    b"7",
+)
+
+
+@given(st.lists(st.sampled_from(pieces), max_size=5).map(b"".join))
+@settings(max_examples=500)
+def test_an_ending_tells_what_a_file_is(name: bytes) -> None:
+    assert kind_of(name) == kind_spelled_out(name)
+
+
+@pytest.mark.parametrize("typed", ["{}", "{}/", "{}/a/..", "."])
+def test_files_that_are_looked_at_as_a_folder_are_what_each_is_by_itself(
+    tmp_path: Path, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(
+        tmp_path, "a/1.tif", "b.png/2.tif", "=3.png", "4.nii", "5.tif", os.fsdecode(b"\xff\xc3.tif"), "é.jpg"
+    )
+    (tmp_path / "link.tif").symlink_to("5.tif")
+    (tmp_path / "nowhere.tif").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe.tif")
+    path = os.fsencode(typed.format(tmp_path).rstrip("/"))
+    folder = Entry(path, path, b"stem", b"order", named=True)
+    listing = list_folder(path)
+    assert listing.odd == {b"a", b"4.nii"}
+    together = list(Stretch(folder, listing.names, listing.odd).entries())
+    one_by_one = list(folder.below(listing.names))
+    assert [entry.order for entry in together] == [entry.order for entry in one_by_one]
+    assert [isinstance(entry, SourceFile) for entry in together].count(True) == 5
+    for entry, alone in zip(together, one_by_one, strict=True):
+        assert entry == (
+            alone.file(Path(os.fsdecode(alone.path)).stat()) if isinstance(entry, SourceFile) else alone
+        )
+
+
+@given(passed=st.lists(st.integers(0, 7), max_size=12), longest=st.integers(1, 7), singly=st.integers(1, 5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_walk_in_stretches_leaves_out_what_is_passed_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, passed: list[int], longest: int, singly: int
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "stretches"
+    if not root.exists():
+        make(root, *(f"{number}.tif" for number in range(12)), "3a/x.png", "3b_mask.tif", "7.tif.d/y.png")
+    discovery = Discovery([str(root)], None, Path("/nowhere"))
+    whole = list(discovery)
+    left, gone, pace = [], set(), iter(passed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stretches_module, "LONGEST", longest)
+        patch.setattr(stretches_module, "GIVEN_SINGLY", singly)
+        for entry in discovery.in_stretches():
+            if isinstance(entry, Stretch):
+                signs = list(entry.signs())
+                entry.passed = min(next(pace, 0), len(signs))
+                gone.update(order for order, *_ in signs[: entry.passed])
+            else:
+                left.append(entry)
+    assert left == [entry for entry in whole if entry.order not in gone]
+    assert discovery.skipped_masks == 1
+
+
+def test_the_signs_of_a_stretch_are_those_of_its_files_up_to_what_is_none(tmp_path: Path) -> None:
+    make(tmp_path, "1.tif", "2.tif", "3.tif", "4.tif")
+    stretch = next(Discovery([str(tmp_path)], None, Path("/nowhere")).in_stretches())
+    assert isinstance(stretch, Stretch)
+    files = [entry for entry in found(tmp_path) if isinstance(entry, SourceFile)]
+    assert len(files) == 4
+    assert list(stretch.signs()) == [
+        (file.order, file.image_path, file.volume, file.size, file.mtime_ns) for file in files
+    ]
+    (tmp_path / "3.tif").unlink()
+    assert len(list(stretch.signs())) == 2
 
 
 @pytest.mark.parametrize("digits", [254, 255, 256, 600])

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_any_history_leaves_what_a_dict_would_hold(
             while page := ledger.known(paged[-1].order if paged else b"", limit):
                 paged += page
             assert paged == [
-                Known(**{f.name: getattr(row, f.name) for f in dataclasses.fields(Known)}) for row in expected
+                Known(**{name: getattr(row, name) for name in Known._fields}) for row in expected
             ]
             assert ledger.counts() == Counts(
                 ok=sum(row.status == "ok" for row in expected),
@@ -308,13 +309,52 @@ def test_a_row_that_is_not_what_was_written_is_told_from_its_neighbours(path: Pa
     connection.commit()
     connection.close()
     with Ledger.open(path, IDENTITY, fresh=False) as ledger:
-        assert [(row.order, row.status) for row in ledger.known(b"", 10)] == [
-            (b"a", "ok"),
-            (b"b", "damaged"),
-            (b"c", "ok"),
-        ]
+        assert ledger.damaged() == {b"b"}
+        assert [*map(ledger.is_damaged, (b"a", b"b", b"c", b"none"))] == [False, True, False, False]
+        assert [row.order for row in ledger.known(b"", 10)] == [b"a", b"b", b"c"]
         with pytest.raises(MachineError, match="damaged meanwhile: run the same command again"):
             list(ledger.rows())
+
+
+def test_damaged_rows_that_are_met_when_tables_are_written_are_scored_again_by_the_next_run(
+    path: Path,
+) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(bytes((number,)), slice_) for number in range(1, 30) for slice_ in (0, 1)])
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE slices SET mask_path = 'x' WHERE ord IN (x'05', x'14') AND slice = 1")
+        connection.close()
+        with pytest.raises(MachineError, match="damaged meanwhile: run the same command again"):
+            list(ledger.rows(batch=4))
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        assert {row.order[0] for row in ledger.rows()} == set(range(1, 30)) - {0x05, 0x14}
+
+
+def test_rows_are_committed_while_all_are_looked_through(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.ledger._LOOKED_THROUGH_AT_ONCE", 1)
+    ledger.commit([scored(b"a%03d" % number) for number in range(300)])
+    with ThreadPoolExecutor(1) as pool:
+        damaged = pool.submit(ledger.damaged)
+        for number in range(40):
+            ledger.commit([scored(b"b%03d" % number)])
+            ledger.forget([b"a%03d" % number])
+        assert damaged.result() == set()
+    assert ledger.counts().ok == 300
+    assert ledger.damaged() == set()
+
+
+def test_a_row_whose_key_was_damaged_is_found_wherever_it_lies(path: Path) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(b"row%02d" % number) for number in range(50)])
+    data = path.read_bytes()
+    for found, left in ((b"row07", b"row99"), (b"row31", b"\x00ow31"), (b"row49", b"bow49")):
+        assert data.count(found + b"data") == 1
+        data = data.replace(found + b"data", left + b"data")
+    path.write_bytes(data)
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        assert ledger.damaged() == {b"row99", b"\x00ow31", b"bow49"}
 
 
 def test_an_identity_that_is_not_what_was_written_is_damage(path: Path) -> None:

@@ -19,7 +19,8 @@ from engine import pending as pending_module
 from engine.errors import Failure, UsageError
 from engine.ledger import Ledger, SliceRow
 from engine.pending import Pending
-from engine.sources.discovery import SourceFile, Unlisted
+from engine.sources import stretches as stretches_module
+from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.entries import numbered, pages_of
 from engine.sources.volumes import Volume
 from tests.volumes import tiff_pages
@@ -130,10 +131,10 @@ def test_a_quarantined_file_that_is_gone_loses_its_row(ledger: Ledger) -> None:
     assert [row.order for row in ledger.rows()] == [file(2).order]
 
 
-def spoil(ledger: Ledger, entry: SourceFile) -> None:
+def spoil(ledger: Ledger, entry: SourceFile, change: str = "tumor_probability = 0.125") -> None:
     """Change the row of `entry` behind the ledger's back."""
     with sqlite3.connect(ledger.path) as connection:
-        connection.execute("UPDATE slices SET tumor_probability = 0.125 WHERE ord = ?", (entry.order,))
+        connection.execute(f"UPDATE slices SET {change} WHERE ord = ?", (entry.order,))
     connection.close()
 
 
@@ -142,6 +143,42 @@ def test_a_file_whose_row_was_damaged_is_scored_again(ledger: Ledger) -> None:
     spoil(ledger, file(1))
     assert list(Pending([file(0), file(1), file(2)], ledger)) == [file(1)]
     assert [row.order for row in ledger.rows()] == [file(0).order, file(2).order]
+
+
+@pytest.mark.parametrize(
+    "change", ["tumor_probability = 0.125", "size = 7", "volume = 'x'", "image_path = ''"]
+)
+def test_of_files_that_can_be_walked_twice_those_of_damaged_rows_come_last(
+    ledger: Ledger, change: str
+) -> None:
+    files = [file(number) for number in range(6)]
+    ledger.commit([scored(files[number]) for number in (0, 1, 2, 4)])
+    spoil(ledger, files[1], change)
+    walk = Pending(files, ledger, again=lambda: files)
+    assert sorted(walk, key=lambda entry: entry.order) == [files[1], files[3], files[5]]
+    assert [row.order[-1] for row in ledger.rows()] == [0, 2, 4]
+    assert (walk.seen, walk.finished) == (6, True)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_damaged_row_is_no_word_against_a_file_that_changed_or_went(ledger: Ledger, twice: bool) -> None:
+    ledger.commit([scored(file(number)) for number in range(6)])
+    for number in (1, 4):
+        spoil(ledger, file(number))
+    files = [file(0), file(1, size=7), file(2), file(3), file(5)]
+    assert list(Pending(files, ledger, again=(lambda: files) if twice else None)) == [files[1]]
+    assert [row.order[-1] for row in ledger.rows()] == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_dry_walk_counts_what_was_damaged_once_and_leaves_it(ledger: Ledger, twice: bool) -> None:
+    files = [file(0), file(1, size=7), file(2)]
+    ledger.commit([scored(file(number)) for number in range(3)])
+    for entry in files:
+        spoil(ledger, entry)
+    given_files = list(Pending(files, ledger, again=(lambda: files) if twice else None, forgets=False))
+    assert sorted(entry.order for entry in given_files) == [entry.order for entry in files]
+    assert ledger.counts().ok == 3
 
 
 def test_a_damaged_row_of_a_file_that_is_gone_goes_too(ledger: Ledger) -> None:
@@ -200,10 +237,11 @@ def test_a_stopped_walk_is_not_finished_and_takes_nothing_for_gone(ledger: Ledge
     known=st.sets(st.integers(0, 30)),
     files=st.sets(st.integers(0, 30)),
     page=st.integers(1, 9),
+    twice=st.booleans(),
     data=st.data(),
 )
 def test_whatever_the_page_each_file_is_given_once_though_rows_are_committed_beside(
-    tmp_path: Path, known: set[int], files: set[int], page: int, data: st.DataObject
+    tmp_path: Path, known: set[int], files: set[int], page: int, twice: bool, data: st.DataObject
 ) -> None:
     failed = data.draw(st.sets(st.sampled_from(sorted(known)))) if known else set()
     files = files | (known - failed)
@@ -214,12 +252,57 @@ def test_whatever_the_page_each_file_is_given_once_though_rows_are_committed_bes
         patch.setattr(pending_module, "PAGE", page)
         ledger.commit([quarantined(file(n)) if n in failed else scored(file(n)) for n in sorted(known)])
         given_files = []
-        for entry in Pending([file(number) for number in sorted(files)], ledger, retry=True):
+        inputs = [file(number) for number in sorted(files)]
+        walk = Pending(inputs, ledger, retry=True, again=(lambda: inputs) if twice else None)
+        for entry in walk:
             assert isinstance(entry, SourceFile)
             ledger.commit([scored(entry)])
             given_files.append(entry.order[-1])
         assert given_files == sorted(files - (known - failed))
         assert [row.order[-1] for row in ledger.rows()] == sorted(files)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), page=st.integers(1, 9), longest=st.integers(1, 9))
+def test_a_walk_in_stretches_gives_what_a_walk_of_files_does(
+    tmp_path: Path, data: st.DataObject, page: int, longest: int
+) -> None:
+    """Of a folder with new, scored, failed, changed and vanished files, a folder and a link among them."""
+    data_folder, out = tmp_path / "data", tmp_path / "out"
+    (data_folder / "4a").mkdir(parents=True, exist_ok=True)
+    for name in [*(f"{number}.tif" for number in range(12)), "4a/1.png", "4a/2.png"]:
+        (data_folder / name).write_bytes(b"x")
+    if not (data_folder / "7a.tif").exists():
+        (data_folder / "7a.tif").symlink_to("4a/1.png")
+    discovery = Discovery([str(data_folder)], None, out)
+    files = [entry for entry in discovery if isinstance(entry, SourceFile)]
+    states = st.sampled_from(("ok", "ok", "ok", "new", "failed", "passing", "mended", "changed", "gone"))
+    rows = []
+    for entry in files:
+        state = data.draw(states)
+        if state in ("ok", "changed", "gone"):
+            rows.append(scored(entry))
+        elif state != "new":
+            rows.append(quarantined(entry, transient=state == "passing"))
+        if state in ("mended", "changed"):
+            Path(os.fsdecode(entry.path)).write_bytes(b"other")
+        if state == "gone" and data.draw(st.booleans()):
+            Path(os.fsdecode(entry.path)).unlink(missing_ok=True)
+
+    def outcome(*, in_stretches: bool) -> tuple[object, ...]:
+        with Ledger.open(out / "run.sqlite", {}, fresh=True) as ledger:
+            ledger.commit(rows)
+            walk = Pending(discovery, ledger, again=discovery.in_stretches if in_stretches else None)
+            try:
+                return list(walk), walk.seen, walk.finished, [row.order for row in ledger.rows()]
+            except UsageError as error:
+                return (str(error),)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pending_module, "PAGE", page)
+        patch.setattr(stretches_module, "LONGEST", longest)
+        patch.setattr(stretches_module, "GIVEN_SINGLY", 1)
+        assert outcome(in_stretches=True) == outcome(in_stretches=False)
 
 
 def of_volume(
