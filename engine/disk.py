@@ -55,16 +55,17 @@ def flush(folder: Path) -> None:
 
 def flush_all(folders: Iterable[Path]) -> None:
     """`flush` those of `folders` that are there. MachineError where it cannot be done."""
-    for folder in filter(Path.exists, folders):
+    for folder in folders:
         try:
-            flush(folder)
+            if folder.exists():
+                flush(folder)
         except OSError as error:
             raise cannot_write(folder, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> MachineError:
     """The MachineError of an `error` met while writing `path`: a full disk is told with the bytes left."""
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - says no where Path raises
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(folder)
     return MachineError(f"{path}: cannot be written ({error.strerror}): give --out a folder that can be")

@@ -30,6 +30,7 @@ from engine.outputs.rle import decode
 from engine.outputs.tables import write_tables
 from engine.outputs.volumes import Tally, VolumeRow, write_volumes
 from engine.rows import name_of, with_mask
+from engine.sources.series import Start, start_of
 from engine.text import shown
 from engine.volumes import Kind, Space, find_space, kind_of, write_mask_volume
 
@@ -49,7 +50,7 @@ class Finish:
     """What a run leaves in `out` beside its slices' files; the command's options of the same names explain.
 
     `names` is where the list of who is who is kept, with `pseudonyms`. `made` are volumes whose row and mask
-    are there already, by the name in the table.
+    are there already, by the name in the table. `start` reads the first bytes of sources.
     """
 
     out: Path
@@ -61,6 +62,7 @@ class Finish:
     pseudonyms: Pseudonyms | None = None
     names: Path | None = None
     made: Mapping[str, VolumeRow] = field(default_factory=dict)
+    start: Start = start_of
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ def _finish_volume(
     space = Space("pictures")
     if made is None or how.components.ml:
         try:
-            space = _space_of(ledger, volume, any_mask=len(found.voxels) > 0)
+            space = _space_of(ledger, volume, how.start, any_mask=len(found.voxels) > 0)
         except MachineError as error:
             faults.append(error)
     kept = how.components.kept(found.voxels, space.voxel_ml)
@@ -142,13 +144,15 @@ def _finish_volume(
     )
 
 
-def _space_of(ledger: Ledger, volume: str, *, any_mask: bool) -> Space:
+def _space_of(ledger: Ledger, volume: str, start: Start, *, any_mask: bool) -> Space:
     """Where its slices lie, as far as that is needed: headers of a series without a mask are left alone."""
     first = next(_scored(ledger, volume, batch=1), None)
     if first is None:
         return Space("pictures")
     kind = kind_of(first)
-    return find_space(_scored(ledger, volume), kind) if any_mask or kind == "nifti" else Space(kind)
+    if not any_mask and kind != "nifti":
+        return Space(kind)
+    return find_space(_scored(ledger, volume), kind, start)
 
 
 def _masks(rows: Iterable[SliceRow], tally: Tally) -> Iterator[npt.NDArray[np.uint8] | None]:

@@ -15,93 +15,38 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 
 from engine import ledger_file
 from engine.disk import flush_all
 from engine.errors import MachineError
-from engine.ledger_file import checksum, persistently, plain_errors
+from engine.ledger_file import persistently, plain_errors
+from engine.ledger_rows import (
+    COLUMNS,
+    SELECT,
+    Counts,
+    Known,
+    SliceRow,
+    Status,
+    is_no_text,
+    is_sound,
+    row_of,
+    stored,
+    utf8_text,
+)
 from engine.lock import RunLock
 
-Status = Literal["ok", "quarantined"]
+__all__ = ["Counts", "Known", "Ledger", "SliceRow", "Status"]
+
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class SliceRow:
-    """One slice's outcome: its row of results.csv, and of errors.csv when it is quarantined.
-
-    `order` (not empty) is the file's place in the run, `slice` the slice's in the file. `volume`,
-    `image_path`, `mask_path` and `probability_path` (below the output folder, "" without such a file) are
-    text that UTF-8 can encode; `stem` is where the slice's files lie below masks and other folders, as it is
-    on the disk and without its ending. `mask_rle` is the mask as run lengths (see outputs/rle), "" without
-    one. `size` (bytes) and `mtime_ns` are the file's when it was read. `has_mask` is 0 or 1; pixels and boxes
-    are at the source's size. What was not measured is None.
-    """
-
-    order: bytes
-    slice: int
-    volume: str
-    image_path: str
-    status: Status
-    size: int
-    mtime_ns: int
-    tumor_probability: float | None = None
-    has_mask: int | None = None
-    stem: bytes = b""
-    mask_path: str = ""
-    mask_rle: str = ""
-    probability_path: str = ""
-    mask_pixels: int | None = None
-    mask_fraction: float | None = None
-    bbox_x: int | None = None
-    bbox_y: int | None = None
-    bbox_w: int | None = None
-    bbox_h: int | None = None
-    stage: str = ""
-    code: str = ""
-    message: str = ""
-    transient: bool = False
-
-
-class Known(NamedTuple):
-    """What a continuation needs of a slice that is already in the ledger.
-
-    A tuple, as millions are made and compared before the first new slice.
-    """
-
-    order: bytes
-    slice: int
-    image_path: str
-    volume: str
-    status: Status
-    size: int
-    mtime_ns: int
-    transient: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Slices in the ledger: scored, quarantined, and scored with a mask."""
-
-    ok: int
-    quarantined: int
-    has_mask: int
-
-
-_FIELDS: Final = [field.name for field in fields(SliceRow)]
-_COLUMNS: Final = ", ".join("ord" if name == "order" else name for name in _FIELDS)  # a word of SQL
-_SELECT: Final = f"SELECT {_COLUMNS}, checksum FROM slices"
 _SELECT_KNOWN: Final = f"SELECT {', '.join(('ord', *Known._fields[1:]))} FROM slices"
-_INSERT: Final = f"INSERT OR REPLACE INTO slices VALUES ({', '.join('?' * (len(_FIELDS) + 1))})"
-_SELECT_OVERRULED: Final = f"SELECT {_COLUMNS}, checksum FROM overruled"
+_INSERT: Final = f"INSERT OR REPLACE INTO slices VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
+_SELECT_OVERRULED: Final = SELECT.replace("FROM slices", "FROM overruled")
 _OVERRULE: Final = _INSERT.replace("INTO slices", "INTO overruled")
 _STACK: Final = (
     "DELETE FROM stacks",
@@ -114,7 +59,6 @@ _STACK: Final = (
 )
 _LOOKED_THROUGH_AT_ONCE: Final = 256
 """Rows for which a commit has to wait."""
-_values_of = attrgetter(*_FIELDS[:-1])
 
 
 class Ledger:
@@ -164,8 +108,8 @@ class Ledger:
         """Store `rows` in one transaction; a row that was there is replaced. MachineError on a full disk."""
         if any(row.mask_path or row.has_mask for row in rows):
             flush_all(self._folders)
-        stored = [(*values, checksum(values)) for values in map(_stored, rows)]
-        self._write(lambda connection: connection.executemany(_INSERT, stored))
+        kept = [*map(stored, rows)]
+        self._write(lambda connection: connection.executemany(_INSERT, kept))
 
     def forget(self, orders: Iterable[bytes]) -> None:
         """Delete every slice of the files at `orders` in one transaction, so that they are scored again."""
@@ -190,16 +134,16 @@ class Ledger:
         def look_through() -> set[bytes]:
             found: set[bytes] = set()
             with self._turn:
-                rows = self._connection.execute(_SELECT)
+                rows = self._connection.execute(SELECT)
             while page := self._next(rows):
-                found.update(row[0] for row in page if not _is_sound(row))
+                found.update(row[0] for row in page if not is_sound(row))
             return found
 
         return self._patiently(look_through)
 
     def is_damaged(self, order: bytes) -> bool:
         """Whether a row of the file at `order` is not what was written."""
-        return not all(map(_is_sound, self._fetch(f"{_SELECT} WHERE ord = ?", (order,))))
+        return not all(map(is_sound, self._fetch(f"{SELECT} WHERE ord = ?", (order,))))
 
     def rows(self, batch: int = 4096) -> Iterator[SliceRow]:
         """Every row in order, as committed or as overruled; `batch` are read at a time, to bound memory.
@@ -208,7 +152,7 @@ class Ledger:
         the next run scores them again.
         """
         after: tuple[object, ...] = (b"", -1)
-        query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
+        query = f"{SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
         while page := self._fetch(query, (*after, batch)):
             yield from self._overruled(self._sound(page), after)
             after = page[-1][:2]
@@ -219,7 +163,7 @@ class Ledger:
         No row is overruled any more. Keys are sorted on disk, where SQLite keeps what is temporary: the
         ledger does not change.
         """
-        self._write(lambda connection: [connection.execute(each) for each in _STACK])
+        self._write(lambda connection: [connection.execute(each) for each in _STACK], in_temporary=True)
 
     def volumes(self, batch: int = 4096) -> Iterator[str]:
         """Each volume once, in the order of their first slices, as they were at `stack`."""
@@ -233,15 +177,15 @@ class Ledger:
         """The rows of a volume in order, as committed. Raises as `rows` does."""
         after: tuple[object, ...] = (b"", -1)
         keys = "SELECT ord, slice FROM stacks WHERE volume = ? AND (ord, slice) > (?, ?)"
-        query = f"{_SELECT} WHERE (ord, slice) IN ({keys} ORDER BY ord, slice LIMIT ?) ORDER BY ord, slice"
+        query = f"{SELECT} WHERE (ord, slice) IN ({keys} ORDER BY ord, slice LIMIT ?) ORDER BY ord, slice"
         while page := self._fetch(query, (volume, *after, batch)):
             yield from self._sound(page)
             after = page[-1][:2]
 
     def overrule(self, rows: Sequence[SliceRow]) -> None:
         """Have `rows` give these instead of what is committed, until the ledger is closed."""
-        stored = [(*values, checksum(values)) for values in map(_stored, rows)]
-        self._write(lambda connection: connection.executemany(_OVERRULE, stored))
+        kept = [*map(stored, rows)]
+        self._write(lambda connection: connection.executemany(_OVERRULE, kept), in_temporary=True)
 
     def emptied(self) -> list[bytes]:
         """The stems of slices that were overruled to have no mask."""
@@ -268,8 +212,12 @@ class Ledger:
 
     def get_meta(self, key: str) -> object:
         """The JSON value kept under `key`; None where there is none, or another than was written."""
-        with self._turn, plain_errors(self.path, at_work=True):
-            return ledger_file.read_meta(self._connection, key)
+
+        def read() -> object:
+            with self._turn:
+                return ledger_file.read_meta(self._connection, key)
+
+        return self._patiently(read)
 
     def set_meta(self, key: str, value: object) -> None:
         """Keep a small JSON value, such as the seconds spent so far."""
@@ -289,7 +237,7 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+    def _write(self, work: Callable[[sqlite3.Connection], object], *, in_temporary: bool = False) -> None:
         """Do `work` in one transaction, as often as the disk needs."""
 
         def transaction() -> None:
@@ -297,7 +245,7 @@ class Ledger:
                 self._connection.execute("BEGIN IMMEDIATE")
                 work(self._connection)
 
-        with self._turn, plain_errors(self.path, at_work=True):
+        with self._turn, plain_errors(self.path, at_work=True, in_temporary=in_temporary):
             persistently(transaction)
 
     def _fetch(self, query: str, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -316,17 +264,17 @@ class Ledger:
             try:
                 return persistently(read)
             except sqlite3.OperationalError as error:
-                if "UTF-8" not in str(error):
+                if not is_no_text(error):
                     raise
                 # Text that is none: its row's checksum will tell.
-                self._connection.text_factory = _text
+                self._connection.text_factory = utf8_text
                 return read()
 
     def _sound(self, page: list[tuple[Any, ...]]) -> list[SliceRow]:
-        if not all(map(_is_sound, page)):
+        if not all(map(is_sound, page)):
             self.forget(self.damaged())
             raise MachineError(f"{self.path}: a row was damaged meanwhile: run the same command again")
-        return [*map(_row, page)]
+        return [*map(row_of, page)]
 
     def _overruled(self, rows: list[SliceRow], after: tuple[object, ...]) -> list[SliceRow]:
         """A page of `rows`, which are behind `after`, with those in it that were overruled."""
@@ -334,70 +282,6 @@ class Ledger:
         found = self._sound(self._fetch(query, (*after, rows[-1].order, rows[-1].slice)))
         instead = {(row.order, row.slice): row for row in found}
         return [instead.get((row.order, row.slice), row) for row in rows]
-
-
-def stored_identity(path: Path) -> dict[str, object] | None:
-    """The identity of the run that `path` records, or None where there is no ledger yet.
-
-    Takes no lock and changes nothing (see `ledger_file.peek`). Raises UsageError when the file is damaged or
-    no ledger, MachineError when it cannot be read.
-    """
-    found = _peek(path, lambda connection: ledger_file.read_identity(connection, path))
-    return cast("dict[str, object] | None", found)
-
-
-def has_rows(path: Path) -> bool:
-    """Whether the run that `path` records came to any row; as `stored_identity` otherwise."""
-    query = "SELECT EXISTS (SELECT 1 FROM slices)"
-    return bool(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
-
-
-def stored_meta(path: Path) -> dict[str, object]:
-    """All that is kept under keys in the ledger of `stored_identity`, where it is what was written."""
-
-    def look(connection: sqlite3.Connection) -> dict[str, object]:
-        keys = [key for (key,) in connection.execute("SELECT key FROM meta ORDER BY key")]
-        return {key: ledger_file.read_meta(connection, key) for key in keys}
-
-    return cast("dict[str, object]", _peek(path, look))
-
-
-def stored_count(path: Path) -> int:
-    """How many rows the ledger of `stored_identity` has; as that otherwise."""
-    query = "SELECT count(*) FROM slices"
-    return int(_peek(path, lambda connection: connection.execute(query).fetchone()[0]))
-
-
-def stored_rows(path: Path, batch: int = 4096, *, skips_damaged: bool = False) -> Iterator[SliceRow]:
-    """Every row of the ledger of `stored_identity`, in order, `batch` read at a time; as that otherwise.
-
-    A run may go on meanwhile: some of the rows that it adds are then among them. Raises MachineError at a row
-    that is not what was written, unless it is to skip those.
-    """
-    after: tuple[object, ...] = (b"", -1)
-    query = f"{_SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
-    while page := _peek(path, partial(_all, query=query, arguments=(*after, batch))):
-        for row in page:
-            if _is_sound(row):
-                yield _row(row)
-            elif not skips_damaged:
-                raise MachineError(
-                    f"{path}: a row is damaged: `tumorscan score` of the same run scores its slice again"
-                )
-        after = page[-1][:2]
-
-
-def _all(connection: sqlite3.Connection, query: str, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
-    return connection.execute(query, arguments).fetchall()
-
-
-def _peek(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
-    try:
-        if not path.exists():
-            return None
-    except OSError as error:
-        raise MachineError(f"{path}: cannot be read ({error.strerror}): check the folder") from error
-    return ledger_file.peek(path, look)
 
 
 def _connect(path: Path, identity: Mapping[str, object]) -> sqlite3.Connection:
@@ -409,22 +293,3 @@ def _connect(path: Path, identity: Mapping[str, object]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _stored(row: SliceRow) -> tuple[Any, ...]:
-    """A row's values as SQLite gives them back."""
-    return (*_values_of(row), int(row.transient))
-
-
-def _is_sound(stored: tuple[object, ...]) -> bool:
-    """Whether a row, with its checksum at the end, is what was written."""
-    return checksum(stored[:-1]) == stored[-1]
-
-
-def _row(stored: tuple[Any, ...]) -> SliceRow:
-    """A row that has its checksum at the end."""
-    return SliceRow(*(*stored[:-2], bool(stored[-2])))
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +62,7 @@ CREATE TEMP TABLE stacks (
 CREATE TEMP TABLE firsts (ord BLOB, slice INTEGER, volume TEXT, PRIMARY KEY (ord, slice)) WITHOUT ROWID;
 {_TABLES[1].replace("CREATE TABLE slices", "CREATE TEMP TABLE overruled")};
 """
-"""Tables of one connection, which SQLite keeps beside the ledger: rows by volume, and rows overruled."""
+"""Tables of one connection, among SQLite's temporary files: rows by volume, and rows overruled."""
 _PASSING: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
 """Primary codes of what a network disk may say once and not again."""
 _DAMAGE: Final = (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -202,17 +203,18 @@ def delete(path: Path) -> None:
 
 
 @contextmanager
-def plain_errors(path: Path, *, at_work: bool = False) -> Iterator[None]:
+def plain_errors(path: Path, *, at_work: bool = False, in_temporary: bool = False) -> Iterator[None]:
     """SQLite's errors as one line each: a UsageError for damage, a MachineError for a disk that fails.
 
     `at_work` the file was sound a moment ago: then the same command, which looks it through, is to tell.
+    `in_temporary` tables only is anything written.
     """
     try:
         yield
     except sqlite3.Error as error:
         code = _primary(error)
         if code == sqlite3.SQLITE_FULL:
-            raise disk_full(path.parent) from error
+            raise disk_full(_temporary_folder() if in_temporary else path.parent) from error
         if code == sqlite3.SQLITE_BUSY:
             raise MachineError(f"{path}: held by another program: close that, then run again") from error
         if code in (*_PASSING, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
@@ -249,6 +251,13 @@ def _expect_readable(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or errno.errorcode.get(error.errno or 0, "")
         raise MachineError(f"{path}: cannot be read ({reason}): check its disk, then run again") from error
+
+
+def _temporary_folder() -> Path:
+    """Where SQLite puts temporary tables that outgrow its memory. https://www.sqlite.org/tempfiles.html"""
+    named = filter(None, map(os.environ.get, ("SQLITE_TMPDIR", "TMPDIR")))
+    usable = (each for each in (*named, "/var/tmp", "/usr/tmp", "/tmp") if os.access(each, os.W_OK | os.X_OK))
+    return Path(next(usable, "."))
 
 
 def _primary(error: sqlite3.Error) -> int:

@@ -21,6 +21,8 @@ from engine.stop import StoppedError
 
 PAGE = 1024
 """Slices of the ledger that are held at a time."""
+VOLUME_NOTES = "volume "
+"""What the ledger's notes begin with that tell what a volume's window was taken of."""
 
 
 @dataclass(slots=True)
@@ -77,6 +79,8 @@ class Pending:
                 self._at = entry.order
                 self._pass_by(entry.order)
                 self._rows = self._standing(entry, self._take(entry.order))
+                if isinstance(entry, Unlisted):
+                    self._expect_nothing_below(entry)
             if isinstance(entry, SourceFile) and (self._rows or entry.source is not None):
                 yield from self._left(entry)
             elif self._is_pending(entry):
@@ -85,6 +89,8 @@ class Pending:
             return
         if self.limit is None or self.seen < self.limit:
             self._pass_by(None)
+        else:  # behind the limit too, as the tables have all rows
+            self._forget([order for order in self._damaged if order > self._at])
         if self.again is not None:
             yield from self._damaged_ones(self.again())
         self.finished = not self.stop.is_set()
@@ -122,6 +128,8 @@ class Pending:
         slices = [entry]
         if entry.source is not None:
             self._expect_volume(entry, entry.source)
+            if entry.order in self._damaged:  # what that looked at may have been this file's
+                self._start_over(entry)
         elif any(row.volume == row.image_path for row in self._rows.values()):
             slices = self._pages(entry)
         yield from filter(self._is_pending, slices)
@@ -135,14 +143,30 @@ class Pending:
         if not known:
             return {}
         if entry.order not in self._damaged:
-            scored = any(row.status == "ok" for row in known)
-            difference = _difference(entry, known[0], scored=scored)
-            if difference is None:
+            # Of each row: a file may have been changed while a run was at its slices.
+            changed = [(row, why) for row in known if (why := _difference(entry, row)) is not None]
+            if not changed:
                 return {row.slice: row for row in known}
-            if scored and not self._is_damaged(entry.order):
-                raise _refused(known[0], *difference)
+            scored = next(((row, why) for row, why in changed if row.status == "ok"), None)
+            if scored is not None and not self._is_damaged(entry.order):
+                raise _refused(scored[0], *scored[1])
         self._forget([entry.order])
         return {}
+
+    def _start_over(self, entry: SourceFile) -> None:
+        """Have every slice of a file scored again."""
+        if self._rows:
+            self._forget([entry.order])
+            self._rows = {}
+
+    def _expect_nothing_below(self, entry: Unlisted) -> None:
+        """Refuse a folder that cannot be looked into any more, where the next row is of a file in it."""
+        row = self._peek()
+        if row is None or row.status != "ok" or not row.order.startswith(entry.order):
+            return
+        if not self._is_damaged(row.order):
+            why = f"{entry.image_path}: {entry.failure.message}"
+            raise _refused(row, "was scored and its folder can no longer be read", why)
 
     def _expect_volume(self, entry: SourceFile, source: Volume) -> None:
         """Refuse a scored volume whose other files are not what its window or channels were made of."""
@@ -151,7 +175,7 @@ class Pending:
         self._volume = source
         if not source.fingerprint:
             return
-        key = f"volume {source.order.hex()}"
+        key = f"{VOLUME_NOTES}{source.order.hex()}"
         if self.ledger.get_meta(key) == source.fingerprint:
             return
         rows = self._rows_below(source.order)
@@ -178,16 +202,23 @@ class Pending:
         try:
             return pages_of(entry, len(page_directories(self.read(entry.path))))
         except SliceError as error:
-            row = next(iter(self._rows.values()))
-            raise _refused(row, "can no longer be read", error.failure.message) from None
+            scored = next((row for row in self._rows.values() if row.status == "ok"), None)
+            if scored is not None:
+                raise _refused(scored, "can no longer be read", error.failure.message) from None
+            self._start_over(entry)
+            return [entry]
 
     def _pass_by(self, order: bytes | None) -> None:
         """Deal with the ledger's files that the input no longer has before `order` (None: at its end)."""
         gone = []
         while (row := self._peek()) is not None and (order is None or row.order < order):
-            if row.status == "ok" and not self._is_damaged(row.order):
-                raise _refused(row, "was scored and is gone", "it is not in the input any more")
-            gone += [known.order for known in self._take(row.order)]
+            scored = next((known for known in self._take(row.order) if known.status == "ok"), None)
+            if scored is not None and not self._is_damaged(row.order):
+                raise _refused(scored, "was scored and is gone", "it is not in the input any more")
+            gone.append(row.order)
+            if len(gone) == PAGE:
+                self._forget(gone)
+                gone = []
         self._forget(gone)
 
     def _forget(self, orders: Collection[bytes]) -> None:
@@ -222,12 +253,12 @@ class Pending:
                 self._after = page[-1].order
 
 
-def _difference(entry: SourceFile | Unlisted, row: Known, *, scored: bool) -> tuple[str, str] | None:
-    """What became of a file since its first row was written, and how that is seen; None for nothing."""
+def _difference(entry: SourceFile | Unlisted, row: Known) -> tuple[str, str] | None:
+    """What became of a file since this row was written, and how that is seen; None for nothing."""
     if row.image_path != entry.image_path:  # a list whose lines moved
         return "was scored and is gone", f"{entry.image_path} has its place now"
     if isinstance(entry, Unlisted):
-        return ("can no longer be read", entry.failure.message) if scored else None
+        return ("can no longer be read", entry.failure.message) if row.status == "ok" else None
     if (entry.size, entry.mtime_ns) != (row.size, row.mtime_ns):
         return "changed since it was scored", "its size or time is another"
     return None

@@ -24,7 +24,7 @@ from engine.outputs.overlays import write_overlay
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.outputs.rle import encode
 from engine.ring import DecodedBlock, DecodedSlice
-from engine.sources.discovery import Unlisted
+from engine.sources.discovery import SourceFile, Unlisted
 from engine.sources.geometry import place, restore_mask
 from engine.text import shown
 
@@ -68,14 +68,16 @@ class RowWriter:
         return rows
 
     def unlisted_row(self, entry: Unlisted) -> SliceRow:
-        """The row of a folder or file that discovery could not look into."""
+        """The row of a folder or file that discovery could not look into, or of a slice not to be had."""
+        if (file := entry.file) is not None:
+            return _quarantined_slice(file, file.slice, entry.failure)
         volume = os.path.dirname(entry.image_path) or "."  # noqa: PTH120 - the text, as discovery cuts it
         return _quarantined(entry.order, entry.image_path, volume, 0, 0, 0, entry.failure)
 
     def _row(self, block: DecodedBlock, scores: Scores, position: int) -> SliceRow:
         piece = block.slices[position]
         if piece.failure is not None:
-            return _quarantined_slice(piece, piece.failure)
+            return _quarantined_slice(piece.file, piece.index, piece.failure)
         mask, probabilities = (
             None if found is None else restore_mask(found, piece.height, piece.width)
             for found in (scores.masks.get(position), scores.probabilities.get(position))
@@ -86,7 +88,7 @@ class RowWriter:
             if error.errno not in _NAME_ERRORS:
                 raise cannot_write(self.out, error) from error
             reason = f"its mask cannot be written under this name ({error.strerror}); shorten or change it"
-            return _quarantined_slice(piece, Failure("write", "name", reason))
+            return _quarantined_slice(piece.file, piece.index, Failure("write", "name", reason))
         shows_probabilities = probabilities is not None and self.probabilities
         return self._scored(piece, float(scores.tumor_probability[position]), mask, shows_probabilities)
 
@@ -206,11 +208,8 @@ def _at_source_size(image: npt.NDArray[np.uint8], height: int, width: int) -> np
     return cv2.resize(inner, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
-def _quarantined_slice(piece: DecodedSlice, failure: Failure) -> SliceRow:
-    file = piece.file
-    return _quarantined(
-        file.order, file.image_path, file.volume, piece.index, file.size, file.mtime_ns, failure
-    )
+def _quarantined_slice(file: SourceFile, index: int, failure: Failure) -> SliceRow:
+    return _quarantined(file.order, file.image_path, file.volume, index, file.size, file.mtime_ns, failure)
 
 
 def _quarantined(

@@ -100,6 +100,8 @@ def _score(options: Options, watcher: Watcher, stop: Stop, desk: Desk | None) ->
             else:
                 ran = cluster.run(plan, ledger, everything)
             plan = ran.plan
+        if stop.out_of_time and not pending.finished:
+            ledger.forget(ledger.damaged())  # the walk looks for them at its end
         outcome = Outcome(
             plan=plan,
             out=options.out,
@@ -118,7 +120,7 @@ def _score(options: Options, watcher: Watcher, stop: Stop, desk: Desk | None) ->
         )
         clock = time.monotonic()
         if outcome.finished or stop.out_of_time:
-            finish(ledger, _finish(options), whole=outcome.finished)
+            finish(ledger, _finish(options, far), whole=outcome.finished)
             outcome = replace(outcome, counts=ledger.counts())
             watcher.ends(ledger.rows)
         tables = time.monotonic() - clock
@@ -139,7 +141,7 @@ def _score(options: Options, watcher: Watcher, stop: Stop, desk: Desk | None) ->
         return outcome
 
 
-def _finish(options: Options) -> Finish:
+def _finish(options: Options, far: Tree) -> Finish:
     return Finish(
         options.out,
         masks=options.masks,
@@ -149,6 +151,7 @@ def _finish(options: Options) -> Finish:
         keep_patient=options.keep_patient,
         pseudonyms=pseudonyms_of(options),
         names=options.private / "names.csv",
+        start=far.start,
     )
 
 
@@ -212,7 +215,11 @@ def count_slices(options: Options, over: threading.Event) -> int | None:
 
 
 def _discovery(options: Options, stop: threading.Event, far: Tree) -> Discovery:
-    listed = options.listed if options.files_from is None else open_list(options.files_from, stop)
+    listed = options.listed
+    if options.files_from is not None:
+        listed = open_list(options.files_from, stop)
+        if Path(options.files_from).is_file():  # of a pipe the next lines may be long in coming
+            listed = far.looked_at_ahead(listed)
     channels = None if options.channels is None else Patterns.parse(options.channels)
     dealt = None if options.shard is None else Dealt(options.shard, stacks=not options.components.keeps_all)
     out = options.out if options.store is None else Path(options.store)

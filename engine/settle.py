@@ -15,7 +15,7 @@ from engine.bundle import Bundle
 from engine.cascade import OperatingPoint
 from engine.errors import MachineError, UsageError
 from engine.flips import NO_FLIPS
-from engine.ledger import has_rows, stored_identity
+from engine.ledger_readers import has_rows, stored_identity
 from engine.outputs import runjson
 from engine.outputs.parquet import expect_parquet
 from engine.outputs.pseudonyms import Pseudonyms

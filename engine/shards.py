@@ -11,7 +11,8 @@ from typing import Any, Final, cast
 from pydantic import ValidationError
 
 from engine.errors import UsageError
-from engine.ledger import Counts, Ledger, SliceRow, stored_identity, stored_meta, stored_rows
+from engine.ledger import Counts, Ledger, SliceRow
+from engine.ledger_readers import stored_identity, stored_meta, stored_rows
 from engine.outputs.runjson import RunReport
 from engine.run import LEDGER, private_folder
 from engine.sources.shards import Seen, Shard

@@ -25,6 +25,7 @@ from engine.sources import dicom, nifti
 from engine.sources.dicom import Frame
 from engine.sources.discovery import ENDINGS as PICTURES
 from engine.sources.nifti import Grid
+from engine.sources.series import Start, start_of
 from engine.text import shown
 
 Kind = Literal["nifti", "dicom", "pictures"]
@@ -41,7 +42,8 @@ class Space:
     """Where the slices of a volume lie.
 
     `voxel_ml` is None where that is not known; `note` says what is odd. `sources` are the paths of its files
-    in order. A NIfTI file has its `grid`, a DICOM series its `planes`, unless it does not say where they are.
+    in order. A NIfTI file has its `grid` and `start`, the bytes that it begins with; a DICOM series its
+    `planes`, unless it does not say where they are.
     """
 
     kind: Kind
@@ -49,6 +51,7 @@ class Space:
     note: str = ""
     sources: tuple[bytes, ...] = ()
     grid: Grid | None = None
+    start: bytes = b""
     planes: Planes | None = None
 
 
@@ -59,23 +62,28 @@ def kind_of(row: SliceRow) -> Kind:
         return "nifti"
     if name.endswith(dicom.ENDINGS):
         return "dicom"
-    if name.endswith(PICTURES) or is_address(name):  # volumes are read from disks
+    if name.endswith(PICTURES) or is_address(name):  # DICOM is read from disks
         return "pictures"
-    return "dicom" if _start(source_of(row))[dicom.MAGIC_AT :].startswith(dicom.MAGIC) else "pictures"
+    start = _start(source_of(row), start_of)
+    return "dicom" if start[dicom.MAGIC_AT :].startswith(dicom.MAGIC) else "pictures"
 
 
-def find_space(rows: Iterable[SliceRow], kind: Kind) -> Space:
-    """Where these scored slices of a volume lie. Raises MachineError for a file that cannot be read again."""
+def find_space(rows: Iterable[SliceRow], kind: Kind, start: Start = start_of) -> Space:
+    """Where these scored slices of a volume lie; `start` reads the first bytes of a NIfTI file.
+
+    Raises MachineError for a file that cannot be read again.
+    """
     if kind == "pictures":
         return Space(kind)
     if kind == "nifti":
         source = source_of(next(iter(rows)))
         try:
-            grid = nifti.read_grid(_start(source))
+            begun = _start(source, start)
+            grid = nifti.read_grid(begun)
         except SliceError as error:
             raise _gone(source, error.failure.message) from error
         voxel_ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / _MM3_PER_ML
-        return Space(kind, voxel_ml, "", (source,), grid=grid)
+        return Space(kind, voxel_ml, "", (source,), grid=grid, start=begun)
     return _series(rows)
 
 
@@ -96,7 +104,7 @@ def write_mask_volume(
         for row in rows:
             if row.mask_rle:
                 space.grid.plane(voxels, row.slice)[...] = decode(row.mask_rle)
-        write_nifti_mask(path, voxels, space.sources[0])
+        write_nifti_mask(path, voxels, space.start)
         return ""
     if space.planes is None:
         return "no DICOM SEG"
@@ -113,7 +121,7 @@ def write_mask_volume(
 def source_of(row: SliceRow) -> bytes:
     """The path of the row's file; its text shows bytes that are no UTF-8 as \\xHH."""
     path = os.fsencode(row.image_path)
-    if os.path.exists(path):  # noqa: PTH110 - the path is bytes
+    if is_address(path) or os.path.exists(path):  # noqa: PTH110 - the path is bytes
         return path
     return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), path)
 
@@ -177,12 +185,13 @@ def _stacked(rows: Iterable[SliceRow], frames: int, *, by_frame: bool) -> npt.ND
     return stack
 
 
-def _start(source: bytes) -> bytes:
+def _start(source: bytes, start: Start) -> bytes:
     try:
-        with open(source, "rb") as file:
-            return file.read(_START_BYTES)
+        return start(source, _START_BYTES)
     except OSError as error:
         raise _gone(source, error.strerror or str(error)) from error
+    except SliceError as error:
+        raise _gone(source, error.failure.message) from error
 
 
 def _gone(source: bytes, why: str) -> MachineError:

@@ -17,10 +17,11 @@ number=$((10#$1 + 1)) count=$2 results=$3
 shift 3
 
 # A container's first process gets the signals, and this is it: they are handed on.
-told=
-trap 'told=yes; kill -TERM "$scoring" 2>/dev/null || true' TERM
+told='' scoring=''
+trap 'told=yes; [[ -z $scoring ]] || kill -TERM "$scoring" 2>/dev/null || true' TERM
 tumorscan score "$@" --shard "$number/$count" --out "$results/$number" &
 scoring=$!
+[[ -z $told ]] || kill -TERM "$scoring" 2>/dev/null || true # it came before there was whom to tell
 
 status=0
 wait "$scoring" || status=$?

@@ -64,8 +64,8 @@ def of_path(path: Path) -> Address | None:
 
 
 def as_typed(path: Path) -> str:
-    """The address that stands as `path`, or that as text."""
-    return str(of_path(path) or shown(path))
+    """The address that stands as `path`, or that as text; of file:// the path that it means."""
+    return str(of_path(path) or shown(local(path)))
 
 
 def local(path: Path) -> Path:

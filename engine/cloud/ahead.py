@@ -25,7 +25,9 @@ from engine.errors import Failure, MachineError, SliceError
 from engine.ring import DecodedBlock
 from engine.sources.entries import SourceFile, Unlisted
 from engine.sources.files import CHANGED, MAX_FILE_BYTES, io_failure
-from engine.sources.volumes import Volume, alone
+from engine.sources.headers import refused
+from engine.sources.volumes import MAX_FILE_BYTES as MAX_VOLUME_BYTES
+from engine.sources.volumes import Volume, alone, understood
 from engine.stop import StoppedError
 
 FILES_AHEAD: Final = 192
@@ -133,10 +135,8 @@ class Ahead:
             _raise_limit()
         self._begun += 1
         begun = _Object(entry, None, self._begun)
-        if entry.size > MAX_FILE_BYTES:
-            size = f"{entry.size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
-            begun.failure = Failure("read", "too_large", size)
-        else:
+        begun.failure = _too_large(entry)
+        if begun.failure is None:
             begun.data = store.begin(store.get(address.path))
             self._bytes += entry.size
         self._let_go_of_last()
@@ -159,7 +159,7 @@ class Ahead:
             self._receive(held, held.data)
             held.data = None
         if held.failure is not None:
-            return Unlisted(entry.image_path, entry.order, held.failure)
+            return Unlisted(entry.image_path, entry.order, held.failure, entry)
         with self._turn:
             held.left += 1
         return replace(entry, path=held.path, source=None if entry.source is None else held.source)
@@ -176,7 +176,7 @@ class Ahead:
             held.failure = Failure("read", "changed", CHANGED, transient=True)
             return
         held.descriptor = _in_memory(data, held.file.mtime_ns)
-        held.source = alone("pages", held.path)
+        held.source = _here(held.file.source, held.path)
         with self._turn:
             self._held[held.path] = held
             if held is not self._last:
@@ -228,6 +228,25 @@ class Ahead:
 
 def _is_there(held: _Object | None) -> bool:
     return held is None or held.data is None or held.data.done()
+
+
+def _too_large(file: SourceFile) -> Failure | None:
+    """Why a file is not fetched, as a disk's would not be read."""
+    if file.size > MAX_FILE_BYTES:
+        return Failure("read", "too_large", f"{file.size:,} bytes: at most {MAX_FILE_BYTES:,} are read")
+    if file.source is not None and file.size > MAX_VOLUME_BYTES:
+        size = f"{file.size:,} bytes: at most {MAX_VOLUME_BYTES:,} of a volume's file are read"
+        return refused("too_large", size).failure
+    return None
+
+
+def _here(source: Volume | None, path: bytes) -> Volume:
+    """The volume of one file, as it is read at `path`; of a picture the one that its pages are."""
+    if source is None:
+        return alone("pages", path)
+    (found,) = understood(source.recipe)
+    assert found is not None
+    return alone(found.kind, path)
 
 
 def _in_memory(data: bytes, mtime_ns: int) -> int:

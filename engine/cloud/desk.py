@@ -13,11 +13,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
+
+from pydantic import ValidationError
 
 from engine.cloud.addresses import Address, local, of_path
 from engine.cloud.faults import StoreError, told
@@ -25,13 +27,15 @@ from engine.cloud.lock import StoreLock
 from engine.cloud.record import RECORD, Part, Record
 from engine.cloud.scattered import Scattered
 from engine.cloud.store import Store, Stores
-from engine.cloud.stored import StoredLedger, bring_up_to_date
+from engine.cloud.stored import StoredLedger, bring_up_to_date, note_report
 from engine.cloud.uploads import Uploads
 from engine.disk import cannot_write
 from engine.errors import UsageError
-from engine.ledger import Ledger, stored_rows
-from engine.outputs.atomic import clean_stale
+from engine.ledger import Ledger
+from engine.ledger_readers import stored_rows
+from engine.outputs.atomic import clean_stale, write_whole
 from engine.outputs.leftovers import FOLDERS, TABLES, remove_outputs
+from engine.outputs.runjson import RunReport
 from engine.rows import name_of
 from engine.run import LEDGER, Options
 from engine.text import shown
@@ -39,6 +43,7 @@ from engine.text import shown
 _CLEARING: Final = "clearing"
 _INTENT: Final = "intent.json"
 """What the next part will speak of: files that a kill may leave without it."""
+_REPORT: Final = "run.json"
 _DELETED_AT_ONCE: Final = 1000
 
 
@@ -126,7 +131,8 @@ class Desk:
             raise cannot_write(self.folder, error) from error
         if not fresh:
             self._delete_unspoken()
-            bring_up_to_date(self.folder / LEDGER, self.record)
+            if bring_up_to_date(self.folder / LEDGER, self.record):
+                self._recall_report()
             self.scattered.clear(lambda: stored_rows(self.folder / LEDGER))
 
     def open_ledger(self, identity: Mapping[str, object], *, continued: bool, fresh: bool) -> StoredLedger:
@@ -163,11 +169,26 @@ class Desk:
         for _, path in made:
             path.unlink()
         self._delete(shown(name_of("masks", stem)) for stem in ledger.emptied())
-        tables = [name for name in TABLES if name != "run.json" and (self.folder / name).exists()]
+        tables = [name for name in TABLES if name != _REPORT and (self.folder / name).exists()]
         self.uploads.put([(name, self.folder / name) for name in tables])
-        for name in (LEDGER,) * whole + ("run.json",):
+        for name in (LEDGER,) * whole + (_REPORT,):
             if (self.folder / name).exists():
                 self.uploads.put([(name, self.folder / name)])
+
+    def _recall_report(self) -> None:
+        """Have the report here that another machine's call left: it tells of seconds that no part does."""
+        try:
+            data = self._store.do(self._store.get(self._path(_REPORT)))
+        except StoreError as error:
+            if error.fault.kind == "missing":
+                return
+            raise
+        with suppress(ValidationError):  # another version's: a new one will be written
+            note_report(self.folder / LEDGER, RunReport.model_validate_json(data))
+            try:
+                write_whole(os.fsencode(self.folder / _REPORT), data)
+            except OSError as error:
+                raise cannot_write(self.folder, error) from error
 
     def _delete_unspoken(self) -> None:
         """Delete the files of a transaction that did not come to its part."""

@@ -37,6 +37,8 @@ _NAMES: Final[dict[str, Kind]] = {
     "FileNotFoundError": "missing", "FileExistsError": "taken", "PermissionError": "denied",
 }  # fmt: skip
 """Of exceptions that carry no code, by the names of their classes: naming them would load the clients."""
+_FORBIDDEN: Final = "Forbidden"
+"""What a bare OSError begins with that gcsfs makes of HTTP's 403."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ def fault_of(error: BaseException) -> Fault:
                 return Fault(kind, type(last).__name__)
         last = last.__cause__
     if isinstance(error, OSError):
+        if str(error).startswith(_FORBIDDEN):
+            return Fault("denied", "403")
         return Fault("passing", type(error).__name__)
     return Fault("refused", type(error).__name__)
 
@@ -89,8 +93,7 @@ def told(address: object, error: StoreError, *, writing: bool = False) -> Tumors
     kind, word = error.fault.kind, error.fault.word
     if kind == "credentials":
         return MachineError(
-            f"{address}: no valid credentials ({word}): set AWS_PROFILE, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY or what your store's client reads, then run the same command"
+            f"{address}: no valid credentials ({word}): {_how_to_sign_in(address)}, then run the same command"
         )
     if kind == "denied":
         needed = "read, list, write and delete" if writing else "list and read"
@@ -105,6 +108,12 @@ def told(address: object, error: StoreError, *, writing: bool = False) -> Tumors
             "continues once it does"
         )
     return MachineError(f"{address}: the store refuses this ({word}): check address and endpoint")
+
+
+def _how_to_sign_in(address: object) -> str:
+    if str(address).startswith(("gs:", "gcs:")):
+        return "set GOOGLE_APPLICATION_CREDENTIALS or run `gcloud auth application-default login`"
+    return "set AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what your store's client reads"
 
 
 def _code(error: BaseException) -> str:

@@ -45,6 +45,7 @@ class StoreLock:
         self._mine = {"owner": secrets.token_hex(8), **_process()}
         self._over = threading.Event()
         self._lost = False
+        self._written = 0.0
         self._beats = threading.Thread(target=self._beat, daemon=True, name="store-lock")
 
     @property
@@ -72,7 +73,12 @@ class StoreLock:
         return self
 
     def expect(self) -> None:
-        """Raise MachineError where another run holds the lock."""
+        """Raise MachineError where another run holds the lock, and what `told` gives."""
+        if time.monotonic() - self._written > LEASE_S:  # this process slept, or the store was away
+            try:
+                self._lost |= not self._is_mine()
+            except StoreError as error:
+                raise told(self._address, error, writing=True) from error
         if self._lost:
             raise MachineError(
                 f"{self._address}: another run has taken over this output, as this one was not heard of for "
@@ -100,6 +106,7 @@ class StoreLock:
             await self._store.delete([self._path])
 
     def _create(self) -> bool:
+        now = time.monotonic()
         try:
             mine = _bytes(self._mine | {"try": time.monotonic_ns()})
             self._store.do(self._store.put(self._path, mine, create=True))
@@ -107,7 +114,12 @@ class StoreLock:
             if error.fault.kind == "taken":
                 return False
             raise
+        self._written = now
         return True
+
+    def _is_mine(self, stop: threading.Event | None = None) -> bool:
+        found = self._read(stop)
+        return found is not None and found.get("owner") == self.owner
 
     def _wait_for_the_dead(self, stop: threading.Event) -> None:
         """Return when the lock's object is gone or of a run that ended, after taking it away."""
@@ -138,12 +150,12 @@ class StoreLock:
         while not self._over.wait(BEAT_S):
             count += 1
             try:
-                found = self._read(self._over)
-                if found is None or found.get("owner") != self.owner:
+                if not self._is_mine(self._over):
                     self._lost = True
                     return
-                mine = _bytes({**self._mine, "beat": count})
-                self._store.do(self._store.put(self._path, mine), self._over)
+                now = time.monotonic()
+                self._store.do(self._store.put(self._path, _bytes({**self._mine, "beat": count})), self._over)
+                self._written = now
             except StoppedError:
                 return
             except StoreError:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Final
 
@@ -33,12 +33,16 @@ _NAME: Final = re.compile(r"part-(\d{8})\.jsonl\.gz")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One transaction of the run `run`: `forgets` are orders of files that lost their rows before it."""
+    """One transaction of the run `run`: `forgets` are orders of files that lost their rows before it.
+
+    `notes` are those of the ledger's that belong to the rows of this part or of a later one.
+    """
 
     run: str
     identity: Mapping[str, object]
     forgets: Sequence[bytes]
     rows: Sequence[SliceRow]
+    notes: Mapping[str, object] = field(default_factory=dict)
 
     def packed(self, writer: str) -> bytes:
         """As bytes; those of another `writer` are others."""
@@ -48,6 +52,7 @@ class Part:
             "writer": writer,
             "identity": self.identity,
             "forgets": [order.hex() for order in self.forgets],
+            "notes": self.notes,
         }
         lines = [json.dumps(head, sort_keys=True), *(json.dumps(_packed(row)) for row in self.rows)]
         return gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
@@ -66,6 +71,7 @@ class Part:
                 head["identity"],
                 [bytes.fromhex(order) for order in head["forgets"]],
                 [_unpacked(row) for row in rows],
+                head.get("notes", {}),
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise UsageError(

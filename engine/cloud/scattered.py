@@ -7,8 +7,9 @@ leaves in between are words without rows: the next run deletes the files that th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from engine.cloud.addresses import Address
@@ -51,8 +52,9 @@ class Scattered:
             stems: set[bytes] = set()
             for word in words:
                 stems.update(map(bytes.fromhex, json.loads(self._store.do(self._store.get(word)))))
-            kept = {row.stem for row in rows() if row.status == "ok"}
-            self._store.do(self._store.together(self._delete(stem, kept) for stem in stems - kept))
+            kept = _kept(stems, rows())
+            doomed = (stem for stem in stems if stem not in kept.get(stem, ()))
+            self._store.do(self._store.together(self._delete(stem, kept.get(stem, ())) for stem in doomed))
             self._store.do(self._store.delete(words))
 
     def forget(self) -> None:
@@ -64,12 +66,12 @@ class Scattered:
         folder = self._path(_UNITS)
         return [f"{folder}/{each.name}" for each in self._store.do(self._store.folder(folder))]
 
-    async def _delete(self, stem: bytes, kept: set[bytes]) -> None:
+    async def _delete(self, stem: bytes, kept: Collection[bytes]) -> None:
         """Delete the files of a picture, and of those of its pages that are not `kept`."""
         doomed = [shown(name_of(folder, stem)) for folder in FOLDERS]
         for folder in FOLDERS:
             pages = await self._store.folder(self._path(f"{folder}/{shown(stem)}"))
-            known = {shown(name_of(folder, each)) for each in kept if each.startswith(stem + b"/")}
+            known = {shown(name_of(folder, each)) for each in kept}
             names = (f"{folder}/{shown(stem)}/{each.name}" for each in pages if not each.folder)
             doomed += [name for name in names if name not in known]
         await self._store.delete([self._path(name) for name in doomed])
@@ -92,10 +94,13 @@ def token_in(address: Address, name: str) -> Iterator[str]:
     there = address / f"{RECORD}/{name}"
     try:
         store.do(store.put(there.path, b""))
-        yield str(there)
-        store.do(store.delete([there.path]))
     except StoreError as error:
         raise told(address, error, writing=True) from error
+    try:
+        yield str(there)
+    finally:
+        with suppress(StoreError):  # the run's own end is told
+            store.do(store.delete([there.path]))
 
 
 def expect_token(token: str) -> None:
@@ -106,6 +111,16 @@ def expect_token(token: str) -> None:
         store.do(store.get(address.path))
     except StoreError as error:
         raise told(address, error, writing=True) from error
+
+
+def _kept(stems: Collection[bytes], rows: Iterable[SliceRow]) -> Mapping[bytes, set[bytes]]:
+    """What `rows` speak of, by those of `stems` that are it or the picture whose page it is."""
+    kept: dict[bytes, set[bytes]] = {}
+    for row in rows:
+        if row.status == "ok":
+            for stem in {row.stem, os.path.dirname(row.stem)}.intersection(stems):  # noqa: PTH120 - bytes
+                kept.setdefault(stem, set()).add(row.stem)
+    return kept
 
 
 def _name(unit: int) -> str:

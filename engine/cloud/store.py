@@ -7,6 +7,7 @@ fsspec is configured with.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import threading
 import zlib
@@ -37,6 +38,8 @@ _TICK_S: Final = 0.1
 _CONNECT_S: Final = 10
 _READ_S: Final = 30
 _NS: Final = 1_000_000_000
+_UNHEARD: Final = logging.NullHandler()
+"""For what gcsfs raises and logs too: Python prints that, traces and all, where nobody collects logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,7 @@ def _open(scheme: str) -> Any:
         raise MachineError(
             f"{scheme}:// needs fsspec and {package}, which are not installed: pip install 'tumorscan[cloud]'"
         ) from error
+    logging.getLogger("gcsfs").addHandler(_UNHEARD)
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if name == "s3":
         timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "max_pool_connections": AT_ONCE}

@@ -6,7 +6,9 @@ import errno
 import os
 import stat
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Final
@@ -14,15 +16,19 @@ from typing import Final
 from engine.cloud.addresses import Address, is_address
 from engine.cloud.faults import StoreError, told
 from engine.cloud.store import Found, Store, Stores, wait_for
-from engine.errors import SliceError
+from engine.errors import SliceError, UsageError
 from engine.sources import dicom
-from engine.sources.discovery import volume_refused
 from engine.sources.files import io_failure, read_file
 from engine.sources.folders import Listing, sort_names
+from engine.sources.series import dicom_refused, start_of
 from engine.sources.shards import FolderPart
 
 LISTED_AHEAD: Final = 8
 """Folders whose listing is under way while an earlier one is scored."""
+LOOKED_AHEAD: Final = 64
+"""Lines of a list whose objects are looked at while an earlier one is scored."""
+_EMPTY: Final = ("InvalidRange", "416")
+"""What is said of the start of an object of no bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,21 @@ class Tree:
         self._known: dict[bytes, os.stat_result] = {}
         self._folders: dict[bytes, Future[list[Found]]] = {}
         self._later: dict[bytes, deque[bytes]] = {}
+        self._looks: dict[bytes, Future[Found]] = {}
+
+    def looked_at_ahead(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """The `lines` of a list that is all there, those behind being looked at meanwhile."""
+        waiting: deque[bytes] = deque()
+        for line in lines:
+            path = line.rstrip(b"/")
+            if is_address(path) and path not in self._looks:
+                with suppress(UsageError):  # the walk itself will meet it
+                    address, store = self._at(path)
+                    self._looks[path] = store.begin(store.look(address.path))
+            waiting.append(line)
+            if len(waiting) > LOOKED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
     def stat(self, path: bytes) -> os.stat_result:
         """What is at the address `path`, without a request where its folder was listed.
@@ -65,8 +86,9 @@ class Tree:
         if known is not None:
             return known
         address, store = self._at(path)
+        future = self._looks.pop(path, None) or store.begin(store.look(address.path))
         try:
-            found = store.do(store.look(address.path), self._stop)
+            found = wait_for(future, self._stop)
         except StoreError as error:
             raise _as_a_disk(address, error) from error
         return _status(found, path)
@@ -84,7 +106,7 @@ class Tree:
         entries = (_Name(name, path + b"/" + name, each.folder) for name, each in names.items())
         listing = sort_names(entries, part, self.is_dicom)
         if listing.dicoms:
-            raise volume_refused(path + b"/" + listing.dicoms[0][1])
+            raise dicom_refused(path + b"/" + listing.dicoms[0][1])
         self._later[path] = deque()
         for _, name in listing.names:
             below = path + b"/" + name
@@ -115,6 +137,18 @@ class Tree:
             if isinstance(failed := _as_a_disk(address, error), OSError):
                 raise SliceError(io_failure("read", failed)) from None
             raise failed from error
+
+    def start(self, path: bytes, count: int) -> bytes:
+        """The first bytes of a file, of this machine or in a store. Raises as `stat` does; SliceError."""
+        if not is_address(path):
+            return start_of(path, count)
+        address, store = self._at(path)
+        try:
+            return store.do(store.get(address.path, count), self._stop)
+        except StoreError as error:
+            if error.fault.word in _EMPTY:
+                return b""
+            raise _as_a_disk(address, error) from error
 
     def is_dicom(self, path: bytes) -> bool:
         """Whether an object begins as DICOM files do."""

@@ -94,8 +94,10 @@ class Drive:
             self._work()
         finally:
             self._over.set()
-            self._commit()
-            self._end(reader)
+            try:
+                self._commit()
+            finally:
+                self._end(reader)
             feeder.join()
         if self._feed_error is not None:
             raise self._feed_error

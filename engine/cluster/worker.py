@@ -161,10 +161,13 @@ class Trays:
         self._turn = threading.Lock()
 
     def fill(self, unit: list[Slice]) -> Tray:
-        """Have a unit scored. All slices of a file are in one, so that its `order` tells whose they are."""
+        """Have a unit scored. All slices of a file are in one, so that its `order` tells whose they are.
+
+        One that is on its way already, and was given out again, has no rows the second time.
+        """
         tray = Tray(len(unit))
         with self._turn:
-            if self._closed or not unit:
+            if self._closed or not unit or unit[0].order in self._trays:
                 tray.full.set()
                 return tray
             self._trays.update((entry.order, tray) for entry in unit)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.cloud.addresses import as_typed
 from engine.commands.carry_out import QUARANTINED_STATUS
 from engine.text import shown
 
@@ -86,10 +87,10 @@ def _told(merged: Merged, out: Path) -> str:
         "with a mask": f"{counts.has_mask:,}",
         "throughput": f"{report.slices_per_second:,.1f} slices a second in one shard, "
         f"{of_shards.slices_per_second_summed:,.1f} in all side by side",
-        "results": shown(out / "results.csv"),
+        "results": as_typed(out / "results.csv"),
     }
     if counts.quarantined:
-        rows["quarantine"] = shown(out / "errors.csv")
+        rows["quarantine"] = as_typed(out / "errors.csv")
     widest = max(map(len, rows))
     first = ["nothing new: these shards are merged already"] if merged.nothing_new else []
     return "\n".join([*first, *(f"{name:<{widest}}  {value}" for name, value in rows.items())])

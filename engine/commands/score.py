@@ -183,7 +183,7 @@ def score_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Take options from this TOML file's table [score], by their names; those typed here win.",
+            help="Take options from the table `score` of this TOML file; those typed here win.",
         ),
     ] = None,
     log_format: Annotated[

@@ -8,17 +8,21 @@ was killed is begun anew by the same call, and finds its files there.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from engine.cloud.addresses import as_typed, of_path
+from engine.cloud.addresses import as_typed, local, of_path
+from engine.cloud.store import Stores
+from engine.cloud.tree import Tree
 from engine.disk import cannot_write
 from engine.errors import UsageError
 from engine.finish import Finish, finish
-from engine.ledger import Ledger, has_rows, stored_count, stored_identity, stored_meta
+from engine.ledger import Ledger
+from engine.ledger_readers import has_rows, stored_count, stored_identity, stored_meta
 from engine.merge.copies import Copies, copies_in
 from engine.merge.report import write_merge_report
 from engine.merge.rows import Watch, take_rows, volume_rows
@@ -70,6 +74,7 @@ def merge(options: Options, watch: Watch) -> Merged:
     """
     if of_path(options.out) is not None:
         raise UsageError(f"{as_typed(options.out)}: shards are merged into a folder: name one, then copy it")
+    options = replace(options, out=local(options.out))
     with copies_in(options.out) as copies:
         return _merge(options, watch, copies)
 
@@ -193,4 +198,5 @@ def _finish(
         pseudonyms=pseudonyms,
         names=options.private / "names.csv",
         made=volume_rows(shards),
+        start=Tree(Stores(), threading.Event()).start,
     )

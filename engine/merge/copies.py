@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from engine.cloud.addresses import Address, of_path
+from engine.cloud.addresses import Address, local, of_path
 from engine.cloud.faults import StoreError, told
 from engine.cloud.record import RECORD, Record
 from engine.cloud.store import Store, Stores
@@ -60,7 +60,7 @@ class Copies:
         """
         address = of_path(shard)
         if address is None:
-            return shard
+            return local(shard)
         known = {str(each): folder for folder, each in self._addresses.items()}
         if str(address) in known:
             return known[str(address)]

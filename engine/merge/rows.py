@@ -18,6 +18,7 @@ from engine.merge.linking import take_file, take_tree
 from engine.outputs.masks import write_mask
 from engine.outputs.rle import decode
 from engine.outputs.volumes import VolumeRow
+from engine.pending import VOLUME_NOTES
 from engine.rows import Folder, name_of
 from engine.shards import FinishedShard
 from engine.text import shown
@@ -26,8 +27,6 @@ _AT_ONCE: Final = 4096
 """Rows a transaction."""
 _HELD: Final = 65_536
 """Rows that are held of all shards together."""
-_VOLUME_NOTES: Final = "volume "
-"""What the ledger's notes begin with that tell what a volume's window was taken of."""
 _TYPES: Final[dict[str, type[str] | type[int] | type[float]]] = {
     field.name: float if "float" in str(field.type) else int if field.type == "int" else str
     for field in fields(VolumeRow)
@@ -65,7 +64,7 @@ def take_rows(
         watch(done, total)
     for shard in shards:
         for key, value in shard.notes.items():
-            if key.startswith(_VOLUME_NOTES):
+            if key.startswith(VOLUME_NOTES):
                 ledger.set_meta(key, value)
         if files:
             if shard.folder in copies:

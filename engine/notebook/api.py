@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from engine.cloud.addresses import of_path
+from engine.cloud.addresses import local, of_path
 from engine.disk import cannot_write
 from engine.errors import UsageError
 from engine.flips import Flips
@@ -118,7 +118,7 @@ def score(
     _expect_positive(limit=limit, batch=batch, workers=workers, lanes=lanes, max_runtime=max_runtime)
     options = Options(
         inputs=tuple(os.fspath(each) for each in inputs),
-        out=Path() if out is None else Path(out),
+        out=Path() if out is None else local(Path(out)),
         bundle=_path(bundle),
         files_from=None if files_from is None else os.fspath(files_from),
         limit=limit,

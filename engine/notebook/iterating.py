@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from engine.cloud.addresses import as_typed
 from engine.errors import UsageError
-from engine.ledger import Counts, SliceRow, stored_rows
+from engine.ledger import Counts, SliceRow
+from engine.ledger_readers import stored_rows
 from engine.notebook.result import Result
 from engine.run import Options, Outcome, Plan
 from engine.scoring import score

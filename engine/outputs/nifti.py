@@ -23,17 +23,16 @@ _PLACE: Final = (
 )  # fmt: skip
 _STEPS: Final = slice(0, 4)  # of pixdim: qfac, and millimetres along the three axes
 _EXTENSION_FLAG: Final = bytes(4)
-_START_BYTES: Final = 8192
 _GZIP: Final = b"\x1f\x8b"
 _EITHER_WRAPPER: Final = zlib.MAX_WBITS | 16
 
 
-def write_nifti_mask(path: Path, mask: npt.NDArray[np.uint8], source: bytes) -> None:
-    """Write `mask`, of 0/1 and the shape of the voxels of `source` (a path), as a gzipped NIfTI at `path`.
+def write_nifti_mask(path: Path, mask: npt.NDArray[np.uint8], start: bytes) -> None:
+    """Write `mask`, of 0/1, as a gzipped NIfTI at `path`; its source, of that shape, begins with `start`.
 
-    The same mask gives the same bytes. Raises OSError; ValueError for a `source` that is no NIfTI file.
+    The same mask gives the same bytes. Raises OSError; ValueError for a `start` of no NIfTI file.
     """
-    theirs = _header(source)
+    theirs = _header(start)
     header = type(theirs)()  # little-endian
     for name in _PLACE:
         header[name] = theirs[name]
@@ -50,11 +49,9 @@ def write_nifti_mask(path: Path, mask: npt.NDArray[np.uint8], source: bytes) -> 
         packed.write(mask.tobytes(order="F"))
 
 
-def _header(source: bytes) -> Any:
+def _header(start: bytes) -> Any:
     import nibabel
 
-    with open(source, "rb") as file:
-        start = file.read(_START_BYTES)
     if start.startswith(_GZIP):
         start = zlib.decompressobj(_EITHER_WRAPPER).decompress(start, max(_HEADERS))
     for endianness in ("<", ">"):

@@ -17,7 +17,8 @@ from typing import Annotated, Final, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import TumorscanError, UsageError
-from engine.ledger import SliceRow, stored_count, stored_identity, stored_rows
+from engine.ledger import SliceRow
+from engine.ledger_readers import stored_count, stored_identity, stored_rows
 from engine.text import shown
 
 LEDGER: Final = "run.sqlite"

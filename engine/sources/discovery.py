@@ -5,30 +5,30 @@ name need not be valid text.
 """
 
 # pathlib refuses names that are bytes.
-# ruff: noqa: PTH112, PTH114, PTH116, PTH119
+# ruff: noqa: PTH112, PTH114, PTH116
 
 from __future__ import annotations
 
 import heapq
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
-from engine.cloud.addresses import is_address, of_path, plain
+from engine.cloud.addresses import is_address, of_path
 from engine.errors import Failure, UsageError
 from engine.sources import endings
 from engine.sources.channels import Patterns
 from engine.sources.dicom import NoSliceError
 from engine.sources.entries import Entry, SourceFile, Unlisted, safe_text
 from engine.sources.files import NOT_A_FILE, io_failure
-from engine.sources.folders import Listing, kind_of, list_folder, natural_key
+from engine.sources.folders import Far, Kind, Listing, kind_of, list_folder, natural_key
+from engine.sources.named import input_entries, list_entries, place_of, refuse_overlap, typed_path
 from engine.sources.patients import Patients
-from engine.sources.series import is_dicom, nifti_slices, single, sort_series
+from engine.sources.series import dicom_refused, is_dicom, nifti_slices, single, sort_series
 from engine.sources.shards import Dealt, FolderPart, Seen
 from engine.sources.stretches import Stretch, stretches
 
@@ -37,9 +37,6 @@ __all__ = ["ENDINGS", "Discovery", "SourceFile", "Unlisted", "natural_key"]
 ENDINGS = endings.PICTURES
 """Of files that are a slice by themselves."""
 
-# Folders below masks/ that stand for what a listed path says; a folder of such a name has an underscore more.
-_UP, _ROOT, _HERE = b"_up", b"_root", b"_here"
-_STANDS_FOR = re.compile(rb"_+(up|root|here)")
 Found = Entry | SourceFile | Unlisted | Stretch
 
 
@@ -84,10 +81,12 @@ class Discovery:
         if inputs and files_from is not None:
             raise UsageError("both INPUT and --files-from are given: give one of them")
         self._far = far
-        self._out = None if out is None else _place(os.fsencode(str(of_path(out) or out)))
+        self._out = None if out is None else place_of(os.fsencode(str(of_path(out) or out)))
         self._files_from = files_from
-        self._inputs = [_typed(text) for text in inputs]
+        self._inputs = [typed_path(text) for text in inputs]
         self._refuse_bad_inputs()
+        if channels is not None and any(map(is_address, self._inputs)):
+            raise UsageError("--channels combines files on a disk: copy those of the object store to one")
         if channels is not None and not all(map(os.path.isdir, self._inputs or (b"",))):
             raise UsageError("--channels combines the files of folders: give those, not files or a list")
         self._patients = None if channels is None else Patients(channels)
@@ -112,8 +111,12 @@ class Discovery:
         self.skipped_other = 0
         if self._dealt is not None:
             self._dealt.begin()
-        for entry in self._input_entries() if self._files_from is None else self._list_entries():
-            yield from self._walk(entry)
+        if self._files_from is None:
+            roots = input_entries(self._inputs, self._is_folder)
+        else:
+            roots = list_entries(self._files_from)
+        for root in roots:
+            yield from self._walk(root)
 
     @property
     def is_lasting(self) -> bool:
@@ -149,44 +152,7 @@ class Discovery:
                 raise UsageError(f"INPUT {shown!r} cannot be read: {error.strerror}") from None
             except ValueError:
                 raise UsageError(f"INPUT {shown!r} is not a path") from None
-            self._refuse_overlap(typed)
-
-    def _refuse_overlap(self, path: bytes) -> None:
-        if self._out is None:
-            return
-        place, out = _place(path), self._out
-        if _contains(place, out):
-            where = "is" if place == out else "lies inside"
-            raise UsageError(
-                f"the output {safe_text(out)!r} {where} the input {safe_text(path)!r}: choose another --out"
-            )
-        if _contains(out, place):
-            raise UsageError(
-                f"the input {safe_text(path)!r} lies inside the output {safe_text(out)!r}: "
-                "choose another --out"
-            )
-
-    def _input_entries(self) -> Iterator[Entry]:
-        alone = len(self._inputs) == 1
-        used: set[bytes] = set()
-        for position, typed in enumerate(self._inputs):
-            name = os.path.basename(typed)
-            if name in (b"", b".", b".."):
-                name = os.path.basename(os.path.realpath(typed)) or b"root"
-            stem = b"" if alone and self._is_folder(typed) else _unused(name, used)
-            yield Entry(typed, typed, stem, position.to_bytes(8, "big"), named=True)
-
-    def _list_entries(self) -> Iterator[Entry]:
-        first_is_absolute: bool | None = None
-        for position, line in enumerate(self._files_from or ()):
-            listed = _typed(os.fsdecode(line))
-            absolute = listed.startswith(b"/")
-            if first_is_absolute is None:
-                first_is_absolute = absolute
-            parts = [_mirrored(part) for part in listed.split(b"/") if part not in (b"", b".")]
-            if absolute != first_is_absolute:
-                parts.insert(0, _ROOT if absolute else _HERE)
-            yield Entry(listed, listed, b"/".join(parts), position.to_bytes(8, "big"), named=True)
+            refuse_overlap(typed, self._out)
 
     def _walk(self, root: Entry) -> Iterator[SourceFile | Unlisted | Stretch]:
         # One level a folder that is open: what is left of it, itself, and its identity.
@@ -209,7 +175,7 @@ class Discovery:
                 status = self._stat(entry.path)
                 is_folder = stat.S_ISDIR(status.st_mode)
                 if entry.named or (is_folder and os.path.islink(entry.path)):
-                    self._refuse_overlap(entry.path)
+                    refuse_overlap(entry.path, self._out)
                 if not is_folder:
                     if self._is_own(entry, folders):
                         yield from self._file(entry, status)
@@ -303,13 +269,20 @@ class Discovery:
         elif kind == "picture" or not self._looks_inside:
             yield entry.file(status)
         elif is_address(entry.path):
-            if kind in ("nifti", "dicom") or self._expect_far(entry.path).is_dicom(entry.path):
-                raise volume_refused(entry.path)
-            yield entry.file(status)
+            yield from self._far_file(entry, status, kind)
         elif kind == "nifti":
             yield from nifti_slices(entry, status)
         elif kind == "dicom" or is_dicom(entry.path):
             yield from self._dicom(entry)
+        else:
+            yield entry.file(status)
+
+    def _far_file(self, entry: Entry, status: os.stat_result, kind: Kind) -> Iterator[SourceFile | Unlisted]:
+        far = self._expect_far(entry.path)
+        if kind == "nifti":
+            yield from nifti_slices(entry, status, far.start)
+        elif kind == "dicom" or far.is_dicom(entry.path):
+            raise dicom_refused(entry.path)
         else:
             yield entry.file(status)
 
@@ -320,55 +293,5 @@ class Discovery:
             self.skipped_other += 1
 
 
-class Far(Protocol):
-    """What object stores tell of their addresses, as the calls of the same names do of paths."""
-
-    def stat(self, path: bytes) -> os.stat_result:
-        """Raises OSError."""
-
-    def list_folder(self, path: bytes, part: FolderPart | None) -> Listing:
-        """Raises OSError."""
-
-    def is_dicom(self, path: bytes) -> bool:
-        """Whether an object begins as DICOM files do."""
-
-
 def _order_of(found: Entry | SourceFile | Unlisted) -> bytes:
     return found.order
-
-
-def volume_refused(path: bytes) -> UsageError:
-    """The error of a file in an object store that holds a volume."""
-    return UsageError(
-        f"{safe_text(path)}: volumes (NIfTI, DICOM) are scored from a disk only: copy them to one, or list "
-        "the pictures with --files-from"
-    )
-
-
-def _typed(text: str) -> bytes:
-    raw = os.fsencode(plain(text))
-    return raw.rstrip(b"/") or raw[:1]
-
-
-def _place(path: bytes) -> bytes:
-    """Where a path or an address leads: what lies in the same place is the same."""
-    return path if is_address(path) else os.path.realpath(path)
-
-
-def _mirrored(part: bytes) -> bytes:
-    if part == b"..":
-        return _UP
-    return b"_" + part if _STANDS_FOR.fullmatch(part) else part
-
-
-def _contains(folder: bytes, path: bytes) -> bool:
-    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
-
-
-def _unused(name: bytes, used: set[bytes]) -> bytes:
-    candidate, number = name, 1
-    while candidate in used:
-        number += 1
-        candidate = b"%s_%d" % (name, number)
-    used.add(candidate)
-    return candidate

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from engine.errors import Failure
+from engine.sources.files import time_of
 from engine.sources.volumes import Volume, alone
 from engine.text import FORMULA_STARTS, shown
 
@@ -37,11 +38,15 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Unlisted:
-    """A folder or a file that could not be looked at, or is not what its name says."""
+    """A folder or a file that could not be looked at, or is not what its name says.
+
+    `file` is the slice, where one was found, whose file could not be had afterwards.
+    """
 
     image_path: str
     order: bytes
     failure: Failure
+    file: SourceFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Entry:
             mask_stem=self.stem,
             order=self.order,
             size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
+            mtime_ns=time_of(status),
         )
 
     def refused(self, failure: Failure) -> Unlisted:

@@ -16,6 +16,8 @@ MAX_FILE_BYTES = 2**31
 NOT_A_FILE = "a pipe, socket or device, not a file"
 CHANGED = "it changed while it was read: run the same command again once nobody writes it"
 
+_LAST_TIME = 2**63 - 1
+"""In nanoseconds after 1970: a day of April 2262. Disks have later ones, a ledger's integers do not."""
 _CODES = {
     errno.EACCES: "permission",
     errno.EPERM: "permission",
@@ -38,6 +40,11 @@ def io_failure(stage: str, error: OSError) -> Failure:
     """What an OSError amounts to, transient: permission, not_found, is_directory, link_loop or io."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     return Failure(stage, _CODES.get(error.errno or 0, "io"), reason, transient=True)
+
+
+def time_of(status: os.stat_result) -> int:
+    """When a file was written last, in nanoseconds, as 64 bits can tell it."""
+    return max(-_LAST_TIME, min(status.st_mtime_ns, _LAST_TIME))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ def open_file(path: bytes) -> Iterator[OpenFile]:
             if status.st_size > MAX_FILE_BYTES:
                 size = f"{status.st_size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
                 raise SliceError(Failure("read", "too_large", size))
-            yield OpenFile(descriptor, status.st_size, status.st_mtime_ns)
+            yield OpenFile(descriptor, status.st_size, time_of(status))
             after = os.fstat(descriptor)
         finally:
             os.close(descriptor)

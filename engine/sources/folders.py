@@ -68,6 +68,22 @@ class Listing:
     others: int = 0
 
 
+class Far(Protocol):
+    """What object stores tell of their addresses, as the calls of the same names do of paths."""
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """Raises OSError."""
+
+    def list_folder(self, path: bytes, part: FolderPart | None) -> Listing:
+        """Raises OSError."""
+
+    def is_dicom(self, path: bytes) -> bool:
+        """Whether an object begins as DICOM files do."""
+
+    def start(self, path: bytes, count: int) -> bytes:
+        """The first bytes of a file, at most `count`. Raises OSError."""
+
+
 def list_folder(path: bytes, part: FolderPart | None = None) -> Listing:
     """List a folder, or `part` of its files. Raises OSError."""
     with os.scandir(path) as entries:
@@ -142,7 +158,7 @@ def _sort_in(
         part.see(name)
     if kind in ("dicom", "perhaps") and (part is None or part.looks):
         # A link to a file is one of the series; a folder may be called like a file.
-        if entry.is_file() and (kind == "dicom" or looks_like_dicom(entry.path)):
+        if _is_file(entry) and (kind == "dicom" or looks_like_dicom(entry.path)):
             found.dicoms.append((natural_key(name), name))
             return
         kind = "other" if kind == "perhaps" else None
@@ -158,6 +174,14 @@ def _sort_in(
         found.masks += 1
     else:
         found.others += 1
+
+
+def _is_file(entry: Name) -> bool:
+    """Whether it is a file, or leads to one; of a link that leads in a circle another look tells."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _length(value: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
@@ -19,6 +20,7 @@ STDIN_TICK = 0.2
 """Seconds after which a wait for standard input looks whether the run is over."""
 _SNIFFED_BYTES = 64 * 1024
 _LONGEST_LINE = 64 * 1024
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def open_list(source: str, stop: threading.Event) -> Iterator[bytes]:
@@ -43,10 +45,13 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 def read_list(source: BinaryIO) -> Iterator[bytes]:
     """Yield the paths of a list, one a line or NUL-separated, as they are read.
 
-    A NUL in the first 64 KiB tells which. A carriage return at a line's end and empty lines are dropped.
-    Raises UsageError for a line longer than 64 KiB: that is no list of paths.
+    A NUL in the first 64 KiB tells which. A carriage return at a line's end, empty lines and the mark that
+    some editors begin UTF-8 with are dropped. Raises UsageError for what is no list of paths: UTF-16, a line
+    longer than 64 KiB.
     """
-    block = source.read(_SNIFFED_BYTES)
+    block = source.read(_SNIFFED_BYTES).removeprefix(codecs.BOM_UTF8)
+    if block.startswith(_UTF_16) and b"\0" in block[2:4]:
+        raise UsageError("--files-from: the list is UTF-16: save it as UTF-8")
     separator = b"\0" if b"\0" in block else b"\n"
     rest = b""
     while block:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import BinaryIO, Final
 
-from engine.errors import Failure, SliceError
+from engine.errors import Failure, SliceError, UsageError
 from engine.sources import dicom
 from engine.sources.entries import Entry, SourceFile, Unlisted, numbered, numbered_stem, safe_text
-from engine.sources.files import NOT_A_FILE, io_failure
+from engine.sources.files import NOT_A_FILE, io_failure, time_of
 from engine.sources.volumes import Source, Volume, alone, fingerprint, recipe
 
 _BEFORE_NAMES: Final = b"\0"
@@ -25,6 +25,9 @@ _AFTER_SERIES: Final = b"\xff" * 16
 _SERIES_BYTES: Final = 16
 _START_BYTES: Final = 8192
 """Of a NIfTI file: enough of a packed one for the longest header."""
+
+Start = Callable[[bytes, int], bytes]
+"""Gives the first bytes of the file at a path or an address, so many of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +136,42 @@ def look(entry: Entry) -> DicomFile:
         believed = not file.read(dicom.MAGIC_AT + 4).endswith(dicom.MAGIC)
         file.seek(0)
         header = dicom.read_header(file, whatever_it_starts_with=believed)
-    return DicomFile(entry, status.st_size, status.st_mtime_ns, header)
+    return DicomFile(entry, status.st_size, time_of(status), header)
 
 
-def nifti_slices(entry: Entry, status: os.stat_result) -> list[SourceFile | Unlisted]:
+def start_of(path: bytes, count: int) -> bytes:
+    """The first bytes of a regular file, at most `count`. Raises SliceError `not_a_file`, and OSError."""
+    with _opened(path) as file:
+        return file.read(count)
+
+
+def nifti_slices(
+    entry: Entry, status: os.stat_result, start: Start = start_of
+) -> list[SourceFile | Unlisted]:
     """The slices of a NIfTI file, one channel each."""
     try:
-        count = nifti_count(entry.path)
+        count = nifti_count(entry.path, start)
     except (SliceError, OSError) as error:
         failure = error.failure if isinstance(error, SliceError) else io_failure("discover", error)
         return [entry.refused(failure)]
     return [*numbered(entry.file(status), count, alone("nifti", entry.path))]
 
 
-def nifti_count(path: bytes) -> int:
+def nifti_count(path: bytes, start: Start = start_of) -> int:
     """How many slices a NIfTI file has. Raises SliceError and OSError."""
     if find_spec("nibabel") is None:
         raise _needs_extra("NIfTI")
     from engine.sources.nifti import read_grid
 
-    with _opened(path) as file:
-        return read_grid(file.read(_START_BYTES)).slices
+    return read_grid(start(path, _START_BYTES)).slices
+
+
+def dicom_refused(path: bytes) -> UsageError:
+    """The error of a DICOM file in an object store: a series' window is taken of all of its files."""
+    return UsageError(
+        f"{safe_text(path)}: DICOM files are scored from a disk only: copy them to one, or list the pictures "
+        "and NIfTI files with --files-from"
+    )
 
 
 def is_dicom(path: bytes) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.sources.entries import Entry, SourceFile, safe_text
+from engine.sources.files import time_of
 from engine.sources.folders import KeyedName, Listing
 from engine.text import shown
 
@@ -43,7 +44,7 @@ class Stretch:
         for key, name in self.names:
             if name in self.odd or (status := _look(path + name)) is None:
                 return
-            yield order + key, text + shown(name), volume, status.st_size, status.st_mtime_ns
+            yield order + key, text + shown(name), volume, status.st_size, time_of(status)
 
     def entries(self) -> Iterator[SourceFile | Entry]:
         """Its files, and what is yet to be looked at: the same as `Entry.below` and `Entry.file` make."""
@@ -61,7 +62,7 @@ class Stretch:
                     stem + name,
                     order + key,
                     status.st_size,
-                    status.st_mtime_ns,
+                    time_of(status),
                 )
 
     def _shared(self) -> tuple[bytes, str, str, bytes]:

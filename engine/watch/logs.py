@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Final, TextIO
 
 import engine
+from engine.cloud.addresses import as_typed
 from engine.ledger import Counts, SliceRow
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.pipeline import Totals
 from engine.run import Options, Outcome, Plan
-from engine.text import shown
 from engine.watch.events import Event, Level, Value, json_line
 from engine.watch.expected import Expected
 from engine.watch.watcher import Watcher
@@ -55,7 +55,7 @@ class JsonLog(Watcher):
             "info",
             "begin",
             version=engine.__version__,
-            out=shown(self._options.out),
+            out=as_typed(self._options.out),
             shard=None if self._options.shard is None else self._options.shard.text,
             bundle=plan.bundle.manifest.name,
             bundle_sha256=plan.bundle.sha256,
@@ -135,7 +135,7 @@ class JsonLog(Watcher):
             call_slices=totals.slices,
             call_seconds=round(totals.seconds, 3),
             slices_per_second=round(outcome.slices_per_second, 3),
-            results=shown(outcome.out / "results.csv"),
+            results=f"{outcome.place}/results.csv",
         )
 
     def _tell_stop(self) -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import engine
+from engine.cloud.addresses import local, of_path
 from engine.errors import MachineError, TumorscanError
 from engine.ledger import Counts, SliceRow
 from engine.outputs.atomic import replacing
@@ -56,7 +57,7 @@ class Metrics(Watcher):
 
     def __init__(self, path: Path, options: Options, expected: Expected, to: Watcher) -> None:
         self._path = path
-        self._run = shown(os.path.abspath(options.out))  # noqa: PTH100 - as typed, links kept
+        self._run = _named(options.out)
         self._shard = options.shard
         self._expected = expected
         self._to = to
@@ -222,6 +223,11 @@ class Metrics(Watcher):
             **({} if self._shard is None else {"shard": self._shard.text}),
         }
         return {tuple(labels.items()): 1}
+
+
+def _named(out: Path) -> str:
+    """The output's address or whole path."""
+    return str(of_path(out) or shown(os.path.abspath(local(out))))  # noqa: PTH100 - as typed, links kept
 
 
 def _only(value: float | None) -> dict[tuple[tuple[str, str], ...], float]:

@@ -59,6 +59,15 @@ def by_name(run: Any) -> dict[str, engine.Result]:
     return {result.path.name: result for result in run}
 
 
+def test_an_output_may_be_a_file_address(folder: Path, bundle: Path) -> None:
+    out = f"file://{folder}/out"
+    for _ in score("data", out=out, bundle=bundle, workers=1, limit=2):
+        pass
+    again = list(score("data", out=out, bundle=bundle, workers=1))
+    assert len(again) == 3
+    assert all(result.mask_path.exists() for result in again if result.mask_path is not None)
+
+
 def test_results_are_the_rows_and_masks_of_the_tables(folder: Path, bundle: Path) -> None:
     write_slices(folder / "data", 4, first=3)
     (folder / "data" / "p1" / "bad.png").write_bytes(b"no image")

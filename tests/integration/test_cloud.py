@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -17,19 +18,25 @@ import pytest
 import engine.cloud.lock
 import engine.cloud.store
 from engine.cloud.addresses import Address
+from engine.cloud.ahead import Ahead
 from engine.cloud.desk import desk_folder
 from engine.cloud.lock import StoreLock
 from engine.cloud.record import Part, Record
+from engine.cloud.scattered import token_in
 from engine.cloud.store import Store, Stores
 from engine.errors import MachineError, UsageError
 from engine.merge import Merged, merge
 from engine.merge import Options as Merging
 from engine.outputs.components import Rule
+from engine.rows import RowWriter
 from engine.scoring import score, survey
+from engine.sources.entries import SourceFile, Unlisted
 from engine.sources.shards import Shard
+from engine.sources.volumes import alone
 from engine.stop import StoppedError
 from tests.badfiles import tiff
 from tests.cloudruns import QUICK, Cloud, as_a_user, empty_disk, make_cloud
+from tests.dicomseries import DIRECTIONS, series
 from tests.flakyproxy import Fault, Proxy, Request, flaky_proxy
 from tests.runs import command, environment, tumorscan
 from tests.s3server import (
@@ -270,6 +277,25 @@ def test_an_object_that_vanished_and_one_that_changed_are_told(
     assert "b.tif,0,read,changed" in errors
 
 
+def test_addresses_of_a_list_are_looked_at_ahead(cloud: Cloud, proxy: Proxy, tmp_path: Path) -> None:
+    names = list((cloud.folder / "data").rglob("s_*.tif"))
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"s3://{BUCKET}/{path.relative_to(cloud.folder)}\n" for path in names))
+    proxy.delay = 0.3
+    most = 0
+
+    def judge(request: Request) -> Fault:
+        nonlocal most
+        if request.method == "HEAD":
+            most = max(most, len(proxy.seen) - request.number + 1)
+        return ""
+
+    proxy.judge = judge
+    options = replace(cloud.options("", tmp_path / "out"), inputs=(), files_from=str(listed))
+    assert score(options).counts.ok == len(names) == SLICES
+    assert most > 10
+
+
 def test_lists_mix_addresses_and_paths(cloud: Cloud, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"{cloud.data}/p0/s_0.tif\ndata/p0/s_4.tif\ns3://{BUCKET}/data/p9\n")
@@ -335,6 +361,76 @@ def test_masks_that_components_empty_are_deleted_there_too(cloud: Cloud, tmp_pat
     assert there["results.csv"] == (tmp_path / "out" / "results.csv").read_bytes()
     here = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / "masks").rglob("*.png")}
     assert {name for name in there if name.startswith("masks/")} == here
+
+
+def test_a_series_on_a_disk_is_gone_on_with_from_another_machine(cloud: Cloud, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    (tmp_path / "data").mkdir()
+    series(tmp_path / "data", 6, DIRECTIONS["axial"])
+    out = cloud.new()
+    cloud.score(str(tmp_path / "data"), out, limit=3, masks="none")
+    empty_disk(tmp_path)
+
+    outcome = cloud.score(str(tmp_path / "data"), out, masks="none")
+    assert (outcome.finished, outcome.totals.slices, outcome.counts.ok) == (True, 3, 6)
+    (tmp_path / "data" / "0.dcm").unlink()  # the window was taken of it too
+    empty_disk(tmp_path)
+    with pytest.raises(UsageError, match="was scored"):
+        cloud.score(str(tmp_path / "data"), out, masks="none")
+
+
+def test_another_machine_keeps_the_report_of_a_finished_run(cloud: Cloud, tmp_path: Path) -> None:
+    out = cloud.new()
+    cloud.score("data", out)
+    report = cloud.server.below(out)["run.json"]
+    empty_disk(tmp_path)
+
+    assert cloud.score("data", out).nothing_new
+    assert cloud.server.below(out)["run.json"] == report
+
+
+def test_a_page_that_cannot_be_had_keeps_its_place_in_its_file(cloud: Cloud) -> None:
+    name = f"{cloud.data}/gone.tif"
+    gone = SourceFile(os.fsencode(name), name, name, b"gone.tif/001", b"1", 10, 20, 1, alone("pages", b"x"))
+    with Ahead(Stores(), threading.Event()) as ahead:
+        (given,) = filter(None, ahead.fetched([gone]))
+
+    assert isinstance(given, Unlisted)
+    row = RowWriter(Path("out"), True, False).unlisted_row(given)
+    assert (row.slice, row.volume, row.size, row.mtime_ns) == (1, name, 10, 20)
+
+
+def test_a_run_that_slept_while_another_took_over_writes_no_more(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Address.parse(cloud.new())
+    lock = StoreLock(Store("s3"), out, "ledger/lock.json", print)
+    with lock.take(threading.Event()):
+        monkeypatch.setattr(engine.cloud.lock, "LEASE_S", 0.0)
+        lock.expect()  # nobody came
+        cloud.server.files.pipe_file(f"{out}/ledger/lock.json", b'{"owner": "another"}')
+        with pytest.raises(MachineError, match="another run has taken over"):
+            lock.expect()
+
+
+def test_the_token_of_a_run_that_failed_does_not_stay(cloud: Cloud) -> None:
+    out, store = Address.parse(cloud.new()), Store("s3")
+    with pytest.raises(StoppedError), token_in(out, ".token"):
+        raise StoppedError
+    assert list(store.everything(out.path)) == []
+
+
+def test_logs_and_figures_name_the_store(cloud: Cloud, tmp_path: Path) -> None:
+    out = cloud.new()
+    words = ("score", "data", "--out", out, "--bundle", "bundle", "--backend", "onnxruntime", "--limit", "2")
+    watched = ("--log-format", "json", "--metrics", str(tmp_path / "run.prom"))
+    ran = tumorscan(*words, *watched, cwd=cloud.folder)
+
+    events = [json.loads(line) for line in ran.err.splitlines()]
+    told = {each["event"]: each for each in events}
+    assert told["begin"]["out"] == out
+    assert told["end"]["results"] == f"{out}/results.csv"
+    assert f'run="{out}"' in (tmp_path / "run.prom").read_text()
 
 
 def test_a_second_run_is_refused_while_the_first_is_alive(
@@ -434,9 +530,6 @@ def test_what_cannot_be_done_from_afar_is_one_line(cloud: Cloud, tmp_path: Path)
         cloud.score(cloud.data, f"{cloud.data}/out")
     with pytest.raises(UsageError, match="--anonymise: the record of a run in s3://slices/x"):
         cloud.score("data", f"s3://{BUCKET}/x", anonymise=tmp_path)
-    cloud.server.files.pipe_file(f"{BUCKET}/volumes/a.nii.gz", b"?")
-    with pytest.raises(UsageError, match=r"^s3://slices/volumes/a.nii.gz: volumes .* from a disk only"):
-        cloud.score(f"s3://{BUCKET}/volumes", tmp_path / "out")
 
 
 def test_without_the_extra_a_line_says_what_to_install(

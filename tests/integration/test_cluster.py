@@ -19,7 +19,7 @@ pytest.importorskip("nibabel")
 if find_spec("ray") is None:
     pytest.skip("ray comes with the extra cluster", allow_module_level=True)
 
-from engine.ledger import stored_count, stored_identity
+from engine.ledger_readers import stored_count, stored_identity
 from tests.badfiles import tiff
 from tests.faults.scene import Left
 from tests.processes import about

@@ -369,6 +369,12 @@ def test_a_folder_that_is_no_shard_is_refused(here: Path) -> None:
     assert "no shards" in refused()
 
 
+def test_file_addresses_are_the_paths_that_they_mean(here: Path) -> None:
+    shards = [f"file://{here}/{shard}" for shard in SHARDS]
+    put_together(*shards, out=f"file://{here}/merged")
+    assert_as_whole("merged")
+
+
 def test_object_stores_are_not_merged(here: Path) -> None:
     assert "gs://bucket/all: shards are merged into a folder" in refused(*SHARDS, out="gs://bucket/all")
 

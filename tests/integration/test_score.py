@@ -8,6 +8,7 @@ import pty
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ import numpy as np
 import pytest
 
 from engine.errors import UsageError
-from engine.ledger import Ledger, stored_identity
+from engine.ledger import Ledger
+from engine.ledger_readers import stored_identity
 from engine.outputs.overlays import OUTLINE_RGB
 from engine.outputs.tables import RESULT_COLUMNS
 from engine.scoring import Options, Outcome, Stop, Watcher, count_slices, score, survey
@@ -455,6 +457,24 @@ def test_a_run_stopped_before_it_began_is_not_finished(data: Path, bundle: Path)
     outcome = score(Options(("data",), Path("out"), bundle=bundle), stop=stop)
     assert not outcome.finished
     assert not Path("out/results.csv").exists()
+
+
+@pytest.mark.parametrize("damage", ["'x'", "CAST(x'ff41' AS TEXT)"])
+def test_a_run_that_is_out_of_time_writes_its_tables_without_rows_that_were_damaged(
+    data: Path, bundle: Path, damage: str
+) -> None:
+    run(bundle, data)
+    before = results(Path("out"))
+    with sqlite3.connect("out/run.sqlite") as ledger:
+        ledger.execute(f"UPDATE slices SET volume = {damage} WHERE image_path LIKE '%s_1.tif'")
+    ledger.close()
+    stop = Stop(out_of_time=True)
+    stop.asked.set()
+    options = Options(("data",), Path("out"), bundle=bundle, backend="onnxruntime", workers=1)
+    assert not score(options, stop=stop).finished
+    assert len(table(Path("out"))) == SLICES - 1
+    assert run(bundle, data).finished
+    assert results(Path("out")) == before
 
 
 def test_max_runtime_stops_with_75_after_some_progress_and_ends_with_the_same_bytes(

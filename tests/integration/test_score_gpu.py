@@ -25,7 +25,7 @@ from engine.errors import MachineError, TumorscanError, UsageError
 from engine.gpu.device import GpuMemoryError
 from engine.gpu.lane import SLICE_BYTES
 from engine.gpu.start import Graphs
-from engine.ledger import stored_identity
+from engine.ledger_readers import stored_identity
 from engine.pipeline import Totals
 from engine.prepare import Prepared
 from engine.probes import Answer

@@ -40,7 +40,7 @@ ROWS = st.builds(
 
 @given(st.lists(ROWS, max_size=4), st.lists(st.binary(min_size=1), max_size=3))
 def test_a_part_comes_back_as_it_was(rows: list[SliceRow], forgets: list[bytes]) -> None:
-    part = Part("run", {"inputs": ["data"], "threshold": 0.5}, forgets, rows)
+    part = Part("run", {"inputs": ["data"], "threshold": 0.5}, forgets, rows, {"volume 00": "mark"})
     assert Part.unpacked(part.packed("writer"), "part") == part
 
 
@@ -90,6 +90,7 @@ class EndpointConnectionError(OSError):
         (ClientError("ExpiredToken"), "credentials"),
         (ClientError("PreconditionFailed"), "taken"),
         (ClientError("InvalidBucketName"), "refused"),
+        (OSError("Forbidden: b/o\nsaid with a 5ecret"), "denied"),  # as gcsfs raises it
         (FileNotFoundError("x"), "missing"),
         (PermissionError("x"), "denied"),
         (TimeoutError(), "passing"),

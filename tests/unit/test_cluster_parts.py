@@ -87,6 +87,15 @@ def test_a_picture_with_pages_has_a_row_for_each_of_them() -> None:
     assert len(tray.wait()) == 4
 
 
+def test_a_unit_that_is_given_out_again_while_it_is_on_its_way_is_not_scored_twice() -> None:
+    trays = Trays()
+    first = trays.fill([file(0), file(1)])
+    again = trays.fill([file(0), file(1)])
+    assert again.full.is_set()
+    trays.commit([row(0), row(1)])
+    assert (again.rows, first.wait()) == ([], [row(0), row(1)])
+
+
 def test_trays_give_what_they_have_when_the_pipeline_ends() -> None:
     trays = Trays()
     tray = trays.fill([file(0), file(1)])

@@ -20,8 +20,10 @@ from engine.sources import endings
 from engine.sources import stretches as stretches_module
 from engine.sources.discovery import Discovery, SourceFile, Unlisted, natural_key
 from engine.sources.entries import Entry
+from engine.sources.files import read_content
 from engine.sources.folders import kind_of, list_folder
 from engine.sources.lists import read_list
+from engine.sources.named import input_entries
 from engine.sources.stretches import Stretch
 from tests.badfiles import write_bad_files
 
@@ -147,6 +149,13 @@ def test_masks_of_several_inputs_never_share_a_place(tmp_path: Path) -> None:
     assert [entry.order for entry in entries] == sorted(entry.order for entry in entries)
 
 
+def test_ten_thousand_inputs_of_one_name_are_numbered_one_by_one() -> None:
+    inputs = [b"p%d/t1.tif" % number for number in range(10_000)]
+    stems = [entry.stem for entry in input_entries([*inputs, b"t1.tif_7", b"t1.tif"], lambda _: False)]
+    numbered = [b"t1.tif_%d" % number for number in range(2, 10_001)]
+    assert stems == [b"t1.tif", *numbered, b"t1.tif_7_2", b"t1.tif_10001"]
+
+
 def test_a_file_reached_twice_is_scored_twice(tmp_path: Path) -> None:
     make(tmp_path, "p/a.tif")
     assert below(tmp_path, found(tmp_path / "p", tmp_path / "p/a.tif")) == ["p/a.tif", "p/a.tif"]
@@ -207,6 +216,33 @@ def test_a_link_loop_is_reported_once_and_links_are_followed(tmp_path: Path) -> 
         "two/b.tif": None,
     }
     assert (discovery.skipped_masks, discovery.skipped_other) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["latest", "7", "x.dcm", "scan.ima", "v.nii", "x.png", "a_mask.png"])
+@pytest.mark.parametrize(("to", "code"), [("{}", "link_loop"), ("1.tif/x", "not_found")])
+def test_a_link_that_leads_nowhere_costs_its_folder_nothing(
+    tmp_path: Path, name: str, to: str, code: str
+) -> None:
+    make(tmp_path, "scans/1.tif", "scans/2.tif")
+    (tmp_path / "scans" / name).symlink_to(to.format(name))
+    entries = found(tmp_path / "scans")
+    assert sorted(below(tmp_path / "scans", entries)) == sorted(["1.tif", "2.tif", name])
+    assert [entry.failure.code for entry in entries if isinstance(entry, Unlisted)] == [code]
+
+
+def test_a_file_of_a_far_future_has_the_last_time_that_a_ledger_can_keep(tmp_path: Path) -> None:
+    path = make(tmp_path, "1.tif") / "1.tif"
+    os.utime(path, ns=(10_413_792_000 * 10**9,) * 2)
+    if path.stat().st_mtime_ns < 2**63:
+        pytest.skip("this disk has no such times")
+    (together,) = found(tmp_path)
+    (alone,) = found(path)
+    for entry in (together, alone):
+        assert isinstance(entry, SourceFile)
+        assert entry.mtime_ns == read_content(entry.path).mtime_ns == 2**63 - 1
+    (stretch, *_) = Discovery([str(tmp_path)], None, None).in_stretches()
+    assert isinstance(stretch, Stretch)
+    assert [mtime_ns for *_, mtime_ns in stretch.signs()] == [2**63 - 1]
 
 
 def test_every_bad_file_is_found_or_reported(tmp_path: Path) -> None:
@@ -350,6 +386,14 @@ def test_a_long_list_is_read_as_it_is_used() -> None:
 
     paths = list(itertools.islice(read_list(Endless()), 100_000))
     assert set(paths) == {b"some/folder/slice.tif"}
+
+
+def test_a_list_of_a_windows_editor_is_read_or_refused() -> None:
+    text = "scans/é.tif\r\nb.tif\r\n"
+    assert list(read_list(io.BytesIO(text.encode("utf-8-sig")))) == ["scans/é.tif".encode(), b"b.tif"]
+    for codec in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(UsageError, match="the list is UTF-16: save it as UTF-8"):
+            list(read_list(io.BytesIO(f"\ufeff{text}".encode(codec))))
 
 
 def test_something_that_is_no_list_is_refused() -> None:

@@ -84,7 +84,7 @@ def test_the_packages_installed_first_are_those_that_tumorscan_asks_for() -> Non
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert done.stdout.split("\n")[:-1] == [
         *project["dependencies"],
-        *project["optional-dependencies"]["gpu"],
+        *(each for extra in ("gpu", "medical", "cloud") for each in project["optional-dependencies"][extra]),
     ]
 
 

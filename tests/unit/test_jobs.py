@@ -148,6 +148,14 @@ def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(tmp_path: Path, st
     assert (tmp_path / "told").read_text() == "told\n"
 
 
+def test_a_signal_that_comes_before_the_run_has_a_number_is_handed_on_too(tmp_path: Path) -> None:
+    programs = stand_in(tmp_path / "bin", "tumorscan", "exec sleep 20")
+    early = tmp_path / "early.sh"
+    early.write_text("trap 'if [[ $BASH_COMMAND == \"scoring=\\$!\" ]]; then kill -TERM $$; fi' DEBUG\n")
+    done = run("shard.sh", "0", "4", "/results", "/data", path=programs, BASH_ENV=str(early))
+    assert (done.returncode, done.stderr) == (TOLD_TO_STOP, "")
+
+
 # Slurm
 
 

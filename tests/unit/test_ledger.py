@@ -19,8 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.disk import flush_all
 from engine.errors import MachineError, UsageError
-from engine.ledger import Counts, Known, Ledger, SliceRow, Status, stored_identity
+from engine.ledger import Counts, Known, Ledger, SliceRow, Status
+from engine.ledger_readers import stored_identity, stored_rows
 
 IDENTITY = {"bundle": "ab" * 32, "gate_threshold": 0.5, "precision": "fp32"}
 
@@ -96,6 +98,17 @@ def test_notes_survive_closing_and_opening(path: Path) -> None:
         ledger.set_meta("seconds", 1.5)
         ledger.set_meta("seconds", 2.5)
     with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        assert ledger.get_meta("seconds") == 2.5
+
+
+def test_a_note_that_was_damaged_is_as_good_as_none(path: Path) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.set_meta("seconds", 1.5)
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE meta SET value = CAST(x'ff41' AS TEXT) WHERE key = 'seconds'")
+        connection.close()
+        assert ledger.get_meta("seconds") is None
+        ledger.set_meta("seconds", 2.5)
         assert ledger.get_meta("seconds") == 2.5
 
 
@@ -316,6 +329,18 @@ def test_a_row_that_is_not_what_was_written_is_told_from_its_neighbours(path: Pa
             list(ledger.rows())
 
 
+@pytest.mark.parametrize("change", ["volume = 'x'", "volume = CAST(x'ff41' AS TEXT)"])
+def test_who_reads_a_ledger_from_beside_may_pass_over_damaged_rows(path: Path, change: str) -> None:
+    with Ledger.open(path, IDENTITY, fresh=False) as ledger:
+        ledger.commit([scored(b"a"), scored(b"b"), scored(b"c")])
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"UPDATE slices SET {change} WHERE ord = x'62'")
+        connection.close()
+    assert [row.order for row in stored_rows(path, skips_damaged=True)] == [b"a", b"c"]
+    with pytest.raises(MachineError, match="a row is damaged: `tumorscan score` of the same run scores"):
+        list(stored_rows(path))
+
+
 def test_damaged_rows_that_are_met_when_tables_are_written_are_scored_again_by_the_next_run(
     path: Path,
 ) -> None:
@@ -357,6 +382,41 @@ def test_a_row_whose_key_was_damaged_is_found_wherever_it_lies(path: Path) -> No
         assert ledger.damaged() == {b"row99", b"\x00ow31", b"bow49"}
 
 
+STACKER = """
+import sys
+from pathlib import Path
+from engine.errors import MachineError
+from engine.ledger import Ledger
+with Ledger.open(Path(sys.argv[1]), {}, fresh=False) as ledger:
+    ledger._connection.execute("PRAGMA temp.cache_size = 1")
+    try:
+        ledger.stack()
+    except MachineError as error:
+        print(error)
+"""
+
+
+def test_a_disk_without_room_for_temporary_tables_is_named(path: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount")
+    try:
+        with Ledger.open(path, {}, fresh=False) as ledger:
+            ledger.commit([scored(b"%04d" % number * 100) for number in range(2000)])
+        said = subprocess.run(
+            [sys.executable, "-c", STACKER, str(path)],
+            env={**os.environ, "SQLITE_TMPDIR": str(small)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert said.startswith(f"{small}: the disk is full (")
+
+
 def test_an_identity_that_is_not_what_was_written_is_damage(path: Path) -> None:
     Ledger.open(path, IDENTITY, fresh=False).close()
     connection = sqlite3.connect(path)
@@ -388,6 +448,14 @@ def test_files_that_rows_speak_of_are_flushed_before_the_rows_are_kept(
         ledger.commit([scored(b"a", has_mask=0)])
         ledger.commit([scored(b"b")])
     assert flushed == [(masks, 1)]
+
+
+def test_a_folder_that_its_disk_cannot_even_look_at_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 300)
+    with pytest.raises(OSError, match="too long"):
+        folder.is_dir()
+    with pytest.raises(MachineError, match=r"cannot be written \(File name too long\): give --out a folder"):
+        flush_all([folder])
 
 
 def test_a_second_run_is_refused_at_once_and_names_the_first(path: Path) -> None:

@@ -214,6 +214,16 @@ def test_a_limit_counts_scored_files_too_and_asks_the_input_for_no_more(ledger: 
     assert walk.finished
 
 
+def test_damaged_rows_behind_the_limit_are_left_to_the_next_run(ledger: Ledger) -> None:
+    files = [file(number) for number in range(4)]
+    ledger.commit([scored(each) for each in files])
+    spoil(ledger, file(0))
+    spoil(ledger, file(3))
+    assert list(Pending(files, ledger, limit=2)) == [file(0)]
+    assert [row.order[-1] for row in ledger.rows()] == [1, 2]
+    assert list(Pending(files, ledger)) == [file(0), file(3)]
+
+
 def test_a_limit_below_what_is_scored_is_no_loss(ledger: Ledger) -> None:
     ledger.commit([scored(file(number)) for number in range(5)])
     assert list(Pending([file(number) for number in range(5)], ledger, limit=2)) == []
@@ -330,6 +340,47 @@ def test_a_file_of_slices_that_changed_is_refused_once_one_is_scored(ledger: Led
         list(Pending(of_volume(1, 3, size=101), ledger))
 
 
+def of_slice(row: SliceRow, each: SourceFile) -> SliceRow:
+    return dataclasses.replace(row, slice=each.slice, volume=each.volume)
+
+
+@pytest.mark.parametrize("old", [0, 1, 2])
+def test_a_file_that_changed_while_its_slices_were_scored_is_refused(ledger: Ledger, old: int) -> None:
+    ledger.commit([scored(each, each.slice) for each in of_volume(1, 3)[old : old + 1]])
+    new = of_volume(1, 3, size=101)
+    ledger.commit([scored(each, each.slice) for each in new if each.slice != old])
+    with pytest.raises(UsageError, match=r"data/1\.tif changed since it was scored"):
+        list(Pending(new, ledger))
+
+
+@pytest.mark.parametrize("failed", [0, 2])
+def test_a_file_that_changed_since_a_slice_failed_is_scored_anew(ledger: Ledger, failed: int) -> None:
+    old, new = of_volume(1, 3)[failed], of_volume(1, 3, size=101)
+    ledger.commit([of_slice(quarantined(old), old)])
+    ledger.commit([scored(each, each.slice) for each in new if each.slice != failed])
+    assert list(Pending(new, ledger)) == new
+    assert list(ledger.rows()) == []
+
+
+def test_a_vanished_file_is_refused_though_its_first_slice_was_in_quarantine(ledger: Ledger) -> None:
+    first, second = of_volume(1, 2)
+    ledger.commit([of_slice(quarantined(first), first), scored(second, 1), scored(file(2))])
+    with pytest.raises(UsageError, match=r"data/1\.tif was scored and is gone"):
+        list(Pending([file(2)], ledger))
+    assert ledger.counts().ok == 2
+
+
+def test_a_folder_that_can_no_longer_be_listed_is_named_with_the_reason(ledger: Ledger) -> None:
+    folder = unlisted(1)
+    inside = dataclasses.replace(file(1), order=folder.order + b"a", image_path="data/1.tif/a.tif")
+    ledger.commit([scored(inside), scored(file(2))])
+    said = r"data/1\.tif/a\.tif .*folder can no longer be read \(data/1\.tif: Permission denied\)"
+    given_files = []
+    with pytest.raises(UsageError, match=said):
+        given_files.extend(Pending([folder, file(2)], ledger))
+    assert given_files == []
+
+
 def series_of(*numbers: int, fingerprint: str) -> list[SourceFile]:
     """Files of one volume, which lies below the order 0000000000."""
     source = Volume("recipe", bytes(5), fingerprint)
@@ -350,6 +401,22 @@ def test_a_volume_of_which_nothing_is_scored_may_change(ledger: Ledger) -> None:
     assert len(list(Pending(series_of(1, 2, 3, fingerprint="b"), ledger))) == 3
     ledger.commit([scored(series_of(3, fingerprint="b")[0])])
     assert len(list(Pending(series_of(1, 2, 3, fingerprint="b"), ledger))) == 2
+
+
+def test_a_file_of_a_damaged_row_is_scored_again_where_its_volume_changed_too(ledger: Ledger) -> None:
+    list(Pending(series_of(1, 2, fingerprint="a"), ledger))
+    ledger.commit([scored(series_of(1, fingerprint="a")[0])])
+    spoil(ledger, file(1))
+    files = series_of(1, 2, 3, fingerprint="b")
+    assert list(Pending(files, ledger, again=lambda: files)) == files
+    assert list(ledger.rows()) == []
+
+
+def test_a_picture_of_which_no_page_was_scored_may_become_unreadable(ledger: Ledger) -> None:
+    picture = dataclasses.replace(file(1), path=b"/nowhere/a.tif")
+    ledger.commit([of_slice(quarantined(each), each) for each in pages_of(picture, 3)[:2]])
+    assert list(Pending([picture], ledger)) == [picture]
+    assert list(ledger.rows()) == []
 
 
 def test_of_a_picture_with_pages_those_that_have_no_row_are_pending(ledger: Ledger, tmp_path: Path) -> None:
