@@ -184,7 +184,7 @@ def test_both_models_of_the_bundle_become_fp16_plans(
     built = build_plan(rtx, request(tmp_path, model=model, graph=half))
     assert len(built.plan) > 1 << 20
     assert {layer.precision for layer in convolutions(built)} == {"FP16"}
-    assert len(convolutions(built)) == {"classifier": 53, "segmenter": 27}[model]
+    assert len(convolutions(built)) == {"classifier": 53, "segmenter": 35}[model]
     assert set(built.targets) >= PORTABLE
 
 

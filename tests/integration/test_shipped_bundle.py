@@ -44,14 +44,15 @@ def test_the_readmes_first_command_writes_a_table_masks_and_pictures(scored: Pat
     assert list((scored / "results" / "overlays").rglob("*_overlay.png"))
 
 
-def test_the_shipped_bundle_marks_half_of_the_phantoms_lesions_and_few_slices_without(scored: Path) -> None:
+def test_the_shipped_bundle_marks_the_phantoms_lesions_and_few_slices_without(scored: Path) -> None:
+    """It was trained on patients alone, so that bright spots of drawn brains are new to it."""
     results = pd.read_csv(scored / "results" / "results.csv", keep_default_na=False)
     truth = [_has_lesion(scored / path) for path in results["image_path"]]
     marked = results["has_mask"].astype(int)
     lesions, free = marked[pd.Series(truth)], marked[~pd.Series(truth)]
     assert len(lesions) > 20
-    assert lesions.mean() >= 0.5
-    assert free.mean() < 0.05
+    assert lesions.mean() >= 0.95
+    assert free.mean() < 0.15
 
 
 def test_the_shipped_bundle_says_what_it_is(scored: Path) -> None:
@@ -59,7 +60,7 @@ def test_the_shipped_bundle_says_what_it_is(scored: Path) -> None:
     card = (bundle.folder / "MODEL_CARD.md").read_text()
     assert "Not a medical" in card
     assert "non-commercial" in card
-    assert bundle.manifest.metrics["test.volume.dice"].low is not None
+    assert bundle.manifest.metrics["cross_validated.volume.dice"].low is not None
 
 
 def _has_lesion(image: Path) -> bool:

@@ -25,7 +25,7 @@ from engine.runners.base import Images, Outputs  # noqa: E402
 from tests.tinybundle import classifier_graph, segmenter_graph, tiny_slices  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-CONVOLUTIONS: Mapping[Model, int] = {"classifier": 53, "segmenter": 27}
+CONVOLUTIONS: Mapping[Model, int] = {"classifier": 53, "segmenter": 35}
 Constants = dict[str, npt.NDArray[Any]]
 
 
