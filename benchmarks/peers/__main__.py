@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--python-{name}", metavar="PATH", type=_interpreter, help=told)
     programs = ", ".join(peer.program for peer in PEERS)
     parser.add_argument("--only", action="append", help=f"may be repeated: {programs}")
-    parser.add_argument("--precision", action="append", help="may be repeated (else fp32 and bf16)")
+    parser.add_argument("--precision", action="append", help="may be repeated (else fp32, bf16 and int8)")
     parser.add_argument("--slices", type=int, help="how many (else to fit --minutes)")
     return parser
 
@@ -135,8 +135,8 @@ def _interpreter(text: str) -> str:
 
 def _entries(only: list[str] | None, precisions: list[str] | None) -> list[Entry]:
     """tumorscan at each precision and on ONNX Runtime, and every peer at those that it has."""
-    here = ("fp32", "bf16") if cpu_flags() & BF16_FLAGS else ("fp32",)
-    asked = tuple(precisions) if precisions else here
+    here = ("fp32", "bf16", "int8") if cpu_flags() & BF16_FLAGS else ("fp32", "int8")
+    asked = tuple(precisions) if precisions else here  # int8 is left out by name where a bundle lacks it
     entries = [Entry(None, precision) for precision in asked]
     entries += [Entry(None, "fp32", backend="onnxruntime")] if "fp32" in asked else []
     for peer in PEERS:
