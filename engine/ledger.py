@@ -28,15 +28,15 @@ from engine.ledger_file import persistently, plain_errors
 from engine.ledger_rows import (
     COLUMNS,
     SELECT,
+    SELECT_PAGE,
     Counts,
     Known,
     SliceRow,
     Status,
-    is_no_text,
     is_sound,
+    reading_any_text,
     row_of,
     stored,
-    utf8_text,
 )
 from engine.lock import RunLock
 
@@ -152,8 +152,7 @@ class Ledger:
         the next run scores them again.
         """
         after: tuple[object, ...] = (b"", -1)
-        query = f"{SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
-        while page := self._fetch(query, (*after, batch)):
+        while page := self._fetch(SELECT_PAGE, (*after, batch)):
             yield from self._overruled(self._sound(page), after)
             after = page[-1][:2]
 
@@ -261,14 +260,7 @@ class Ledger:
 
     def _patiently(self, read: Callable[[], T]) -> T:
         with plain_errors(self.path, at_work=True):
-            try:
-                return persistently(read)
-            except sqlite3.OperationalError as error:
-                if not is_no_text(error):
-                    raise
-                # Text that is none: its row's checksum will tell.
-                self._connection.text_factory = utf8_text
-                return read()
+            return reading_any_text(self._connection, lambda: persistently(read))
 
     def _sound(self, page: list[tuple[Any, ...]]) -> list[SliceRow]:
         if not all(map(is_sound, page)):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from engine import ledger_file
 from engine.errors import MachineError
-from engine.ledger_rows import SELECT, SliceRow, is_no_text, is_sound, row_of, utf8_text
+from engine.ledger_rows import SELECT_PAGE, SliceRow, is_sound, reading_any_text, row_of
 
 
 def stored_identity(path: Path) -> dict[str, object] | None:
@@ -52,8 +52,7 @@ def stored_rows(path: Path, batch: int = 4096, *, skips_damaged: bool = False) -
     that is not what was written, unless it is to skip those.
     """
     after: tuple[object, ...] = (b"", -1)
-    query = f"{SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
-    while page := _peek(path, partial(_all, query=query, arguments=(*after, batch))):
+    while page := _peek(path, partial(_page, arguments=(*after, batch))):
         for row in page:
             if is_sound(row):
                 yield row_of(row)
@@ -64,14 +63,8 @@ def stored_rows(path: Path, batch: int = 4096, *, skips_damaged: bool = False) -
         after = page[-1][:2]
 
 
-def _all(connection: sqlite3.Connection, query: str, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
-    try:
-        return connection.execute(query, arguments).fetchall()
-    except sqlite3.OperationalError as error:
-        if not is_no_text(error):
-            raise
-        connection.text_factory = utf8_text  # the row's checksum will tell
-        return connection.execute(query, arguments).fetchall()
+def _page(connection: sqlite3.Connection, arguments: Sequence[object]) -> list[tuple[Any, ...]]:
+    return reading_any_text(connection, lambda: connection.execute(SELECT_PAGE, arguments).fetchall())
 
 
 def _peek(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from engine.ledger_file import checksum
 
 Status = Literal["ok", "quarantined"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Counts:
 _FIELDS: Final = [field.name for field in fields(SliceRow)]
 COLUMNS: Final = ["ord" if name == "order" else name for name in _FIELDS]  # order is a word of SQL
 SELECT: Final = f"SELECT {', '.join(COLUMNS)}, checksum FROM slices"
+SELECT_PAGE: Final = f"{SELECT} WHERE (ord, slice) > (?, ?) ORDER BY ord, slice LIMIT ?"
 _values_of = attrgetter(*_FIELDS[:-1])
 
 
@@ -96,11 +99,16 @@ def row_of(stored: tuple[Any, ...]) -> SliceRow:
     return SliceRow(*(*stored[:-2], bool(stored[-2])))
 
 
-def is_no_text(error: sqlite3.OperationalError) -> bool:
-    """Whether SQLite was to give text that is no UTF-8."""
-    return "UTF-8" in str(error)
+def reading_any_text(connection: sqlite3.Connection, read: Callable[[], T]) -> T:
+    """What `read` reads from `connection`, where text is no UTF-8 too: its row's checksum will tell."""
+    try:
+        return read()
+    except sqlite3.OperationalError as error:
+        if "UTF-8" not in str(error):
+            raise
+        connection.text_factory = _any_text
+        return read()
 
 
-def utf8_text(raw: bytes) -> str:
-    """Text as SQLite gives it, of a damaged row too, where it may be none."""
+def _any_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")

@@ -25,13 +25,12 @@ from engine.sources import dicom, nifti
 from engine.sources.dicom import Frame
 from engine.sources.discovery import ENDINGS as PICTURES
 from engine.sources.nifti import Grid
-from engine.sources.series import Start, start_of
+from engine.sources.series import START_BYTES, Start, start_of
 from engine.text import shown
 
 Kind = Literal["nifti", "dicom", "pictures"]
 
 _ESCAPED: Final = re.compile(rb"\\x([89a-f][0-9a-f])")
-_START_BYTES: Final = 8192
 _MM3_PER_ML: Final = 1000.0
 _SAME: Final = 1e-4
 """Directions and millimetres that differ by less are the same, as highdicom holds it."""
@@ -187,7 +186,7 @@ def _stacked(rows: Iterable[SliceRow], frames: int, *, by_frame: bool) -> npt.ND
 
 def _start(source: bytes, start: Start) -> bytes:
     try:
-        return start(source, _START_BYTES)
+        return start(source, START_BYTES)
     except OSError as error:
         raise _gone(source, error.strerror or str(error)) from error
     except SliceError as error:

@@ -24,10 +24,8 @@ from engine.cloud.store import Store, Stores, wait_for
 from engine.errors import Failure, MachineError, SliceError
 from engine.ring import DecodedBlock
 from engine.sources.entries import SourceFile, Unlisted
-from engine.sources.files import CHANGED, MAX_FILE_BYTES, io_failure
-from engine.sources.headers import refused
-from engine.sources.volumes import MAX_FILE_BYTES as MAX_VOLUME_BYTES
-from engine.sources.volumes import Volume, alone, understood
+from engine.sources.files import CHANGED, check_file_bytes, io_failure
+from engine.sources.volumes import Volume, alone, check_volume_bytes, understood
 from engine.stop import StoppedError
 
 FILES_AHEAD: Final = 192
@@ -232,11 +230,12 @@ def _is_there(held: _Object | None) -> bool:
 
 def _too_large(file: SourceFile) -> Failure | None:
     """Why a file is not fetched, as a disk's would not be read."""
-    if file.size > MAX_FILE_BYTES:
-        return Failure("read", "too_large", f"{file.size:,} bytes: at most {MAX_FILE_BYTES:,} are read")
-    if file.source is not None and file.size > MAX_VOLUME_BYTES:
-        size = f"{file.size:,} bytes: at most {MAX_VOLUME_BYTES:,} of a volume's file are read"
-        return refused("too_large", size).failure
+    try:
+        check_file_bytes(file.size)
+        if file.source is not None:
+            check_volume_bytes(file.size)
+    except SliceError as error:
+        return error.failure
     return None
 
 

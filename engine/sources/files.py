@@ -47,6 +47,13 @@ def time_of(status: os.stat_result) -> int:
     return max(-_LAST_TIME, min(status.st_mtime_ns, _LAST_TIME))
 
 
+def check_file_bytes(size: int) -> None:
+    """Raise SliceError `too_large` for a file of `size` bytes that is not read for it."""
+    if size > MAX_FILE_BYTES:
+        told = f"{size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
+        raise SliceError(Failure("read", "too_large", told))
+
+
 @dataclass(frozen=True, slots=True)
 class OpenFile:
     """A regular file that is being read: its descriptor, and its size (bytes) and time when it was opened."""
@@ -93,9 +100,7 @@ def open_file(path: bytes) -> Iterator[OpenFile]:
                 raise IsADirectoryError(errno.EISDIR, "")
             if not stat.S_ISREG(status.st_mode):
                 raise SliceError(Failure("read", "not_a_file", NOT_A_FILE))
-            if status.st_size > MAX_FILE_BYTES:
-                size = f"{status.st_size:,} bytes: at most {MAX_FILE_BYTES:,} are read"
-                raise SliceError(Failure("read", "too_large", size))
+            check_file_bytes(status.st_size)
             yield OpenFile(descriptor, status.st_size, time_of(status))
             after = os.fstat(descriptor)
         finally:

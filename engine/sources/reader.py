@@ -34,7 +34,7 @@ from engine.sources.planes import (
 )
 from engine.sources.read import decode_slice
 from engine.sources.tiff import page_directories, read_tiff
-from engine.sources.volumes import CHANNELS, MAX_FILE_BYTES, Channel, Source, Window, understood
+from engine.sources.volumes import CHANNELS, Channel, Source, Window, check_volume_bytes, understood
 from engine.sources.windows import Tally, apply
 
 _WHOLE_FILE: Final = -1
@@ -304,7 +304,5 @@ def _dicom(path: bytes) -> tuple[Content, Pixels]:
 
 def _whole(path: bytes) -> Content:
     content = read_content(path)
-    if len(content.data) > MAX_FILE_BYTES:
-        size = f"{len(content.data):,} bytes: at most {MAX_FILE_BYTES:,} of a volume's file are read"
-        raise refused("too_large", size)
+    check_volume_bytes(len(content.data))
     return content

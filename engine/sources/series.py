@@ -23,8 +23,8 @@ _BEFORE_NAMES: Final = b"\0"
 """No name has it, so that a folder's series come before its files and folders."""
 _AFTER_SERIES: Final = b"\xff" * 16
 _SERIES_BYTES: Final = 16
-_START_BYTES: Final = 8192
-"""Of a NIfTI file: enough of a packed one for the longest header."""
+START_BYTES: Final = 8192
+"""Of a file: enough of a packed NIfTI one for the longest header."""
 
 Start = Callable[[bytes, int], bytes]
 """Gives the first bytes of the file at a path or an address, so many of them."""
@@ -163,7 +163,7 @@ def nifti_count(path: bytes, start: Start = start_of) -> int:
         raise _needs_extra("NIfTI")
     from engine.sources.nifti import read_grid
 
-    return read_grid(start(path, _START_BYTES)).slices
+    return read_grid(start(path, START_BYTES)).slices
 
 
 def dicom_refused(path: bytes) -> UsageError:

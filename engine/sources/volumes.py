@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from engine.sources.headers import refused
+
 MAX_FILE_BYTES: Final = 2**29
 """Of a file with several slices: a decode worker keeps it in memory."""
 
@@ -15,6 +17,13 @@ Kind = Literal["pages", "nifti", "dicom"]
 Channel = Literal["t1", "flair", "t1c"]
 CHANNELS: Final[tuple[Channel, ...]] = ("t1", "flair", "t1c")
 """The order of the LGG set: before contrast, FLAIR, after contrast."""
+
+
+def check_volume_bytes(size: int) -> None:
+    """Raise SliceError `too_large` for a volume's file of `size` bytes that is not read for it."""
+    if size > MAX_FILE_BYTES:
+        told = f"{size:,} bytes: at most {MAX_FILE_BYTES:,} of a volume's file are read"
+        raise refused("too_large", told)
 
 
 @dataclass(frozen=True, slots=True)
