@@ -12,10 +12,9 @@ import numpy as np
 
 from engine.bundle import Model
 from engine.run import Plan
-from engine.runners.base import DEFAULT_OUTPUTS, INPUT, SIDE, Images
-from engine.runners.openvino import tensor_over, unsign
-
-_ELEMENT_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+from engine.runners import graph_for
+from engine.runners.base import DEFAULT_OUTPUTS, INPUT, Images
+from engine.runners.openvino import compiled_for_throughput, tensor_over
 
 
 def model_rate(plan: Plan, model: Model, images: Images, seconds: float, batch: int = 1) -> float:
@@ -24,16 +23,8 @@ def model_rate(plan: Plan, model: Model, images: Images, seconds: float, batch: 
 
     precision = plan.precision[0 if model == "classifier" else 1]
     outputs = DEFAULT_OUTPUTS["classifier"] if model == "classifier" else plan.operating.segmenter_outputs
-    core = ov.Core()
-    network = core.read_model(plan.bundle.graph(model, "int8" if precision == "int8" else "fp32"))
-    network.reshape({INPUT: [batch, SIDE, SIDE, 3]})
-    if precision == "int8":
-        unsign(network)
-    for output in network.outputs:
-        if output.any_name not in outputs:
-            network.remove_result(output.get_node())
-    config = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision]}
-    compiled = core.compile_model(network, "CPU", config)
+    graph = graph_for(plan.bundle, model, precision)
+    compiled = compiled_for_throughput(graph, model, precision, batch=batch, outputs=outputs)
     queue = ov.AsyncInferQueue(compiled, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
     inputs = [np.take(images, range(i, i + batch), axis=0, mode="wrap") for i in range(len(queue))]
     for request, filled in zip(queue, inputs, strict=True):

@@ -28,6 +28,7 @@ def draw(result: Result, path: Path) -> None:
         "scaling": _scaling,
         "gpu_check": draw_gpu,
         "cluster": _cluster,
+        "requests": _requests,
     }
     with mpl.rc_context({"svg.hashsalt": "tumorscan", "font.size": 9, "axes.spines.right": False}):
         mpl.rcParams["axes.spines.top"] = False
@@ -98,6 +99,19 @@ def _cluster(figure: Any, result: Result) -> None:
     places = [row.of["on"] for row in result.rows]
     axes.barh(places, [row.median("rate") or 0.0 for row in result.rows])
     axes.set_xlabel("slices a second")
+
+
+def _requests(figure: Any, result: Result) -> None:
+    axes = figure.add_subplot()
+    precisions = list(dict.fromkeys(row.of["precision"] for row in result.rows))
+    ways = list(dict.fromkeys(row.of["way"] for row in result.rows))
+    width = 0.8 / len(ways)
+    for place, (way, colour) in enumerate(zip(ways, (BLUE, GREY, GREEN, ORANGE, SKY), strict=True)):
+        rows = [next(iter(result.rows_of(precision=each, way=way)), None) for each in precisions]
+        _bars(axes, [i + place * width for i in range(len(precisions))], rows, width, colour, way)
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(precisions))], precisions)
+    axes.set_ylabel("slices a second, runner only")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _scaling(figure: Any, result: Result) -> None:

@@ -26,6 +26,7 @@ TITLES: Final[dict[Name, str]] = {
     "scaling": "From a thousand files to a million",
     "gpu_check": "On a GPU",
     "cluster": "What a Ray cluster costs",
+    "requests": "How the two models share the cores",
 }
 
 
@@ -93,6 +94,7 @@ def _body(result: Result) -> list[str]:
         "scaling": (tables.scaling,),
         "gpu_check": (lambda result: "\n\n".join(gpu_tables(result)),),
         "cluster": (tables.cluster,),
+        "requests": (tables.requests,),
     }
     parts += [table for make in made[result.benchmark] if (table := make(result))]
     parts += [f"![{TITLES[result.benchmark]}]({result.benchmark}.svg)"]

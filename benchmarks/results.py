@@ -14,7 +14,7 @@ import engine
 FOLDER: Final = Path(__file__).parent / "results"
 SCHEMA: Final = FOLDER / "schema.json"
 
-Name = Literal["throughput", "host", "scaling", "peers", "gpu_check", "cluster"]
+Name = Literal["throughput", "host", "scaling", "peers", "gpu_check", "cluster", "requests"]
 
 
 class _Part(BaseModel):

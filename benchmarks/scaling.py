@@ -4,7 +4,8 @@
 
 Files are hard links to real slices, a thousand a folder, and once all in one flat folder. The models are null
 models, so that a million takes minutes; what they leave out does not depend on the number of files. Every run
-ends before its last files and is then continued, which times a resume over all rows that are finished.
+ends before its last files and is then continued, which times a resume over all rows that are finished. What
+they write stays until all are done (see benchmarks/host.py).
 """
 
 from __future__ import annotations
@@ -63,23 +64,21 @@ def main() -> None:
                 say(f"{tree.files:,} files, {tree.of['layout']}, repeat {repeat + 1} of {options.repeats}")
                 replicate(work.files, folder / "tree", tree.files, tree.files if tree.flat else PER_FOLDER)
                 warm(work.files)
-                seconds = measure(tree, options, folder, report)
+                out = folder / f"out{repeat}-{tree.files}{'-flat' * tree.flat}"
+                seconds = measure(tree, options, folder / "tree", out, report)
                 shutil.rmtree(folder / "tree")
                 a_file, left = seconds / tree.files, left - seconds
         report.write(work, folder, {"largest": parsed.largest, "tail": TAIL, "batch": BLOCK})
 
 
-def measure(tree: Tree, options: Common, folder: Path, report: Report) -> float:
+def measure(tree: Tree, options: Common, data: Path, out: Path, report: Report) -> float:
     """A run of all files but the last, its continuation, and the real models' first result; seconds taken."""
-    out = folder / "out"
     tail = min(TAIL, tree.files // 4)
-    job = child.Job([str(folder / "tree")], str(out), str(options.bundle.folder), null=True)
+    job = child.Job([str(data)], str(out), str(options.bundle.folder), null=True)
     whole = child.run(replace(job, limit=tree.files - tail), memory=True)
     resumed = child.run(job, memory=True)
     again = child.run(job)
-    shutil.rmtree(out)
-    real = child.run(replace(job, null=False, limit=MODELS), memory=True)
-    shutil.rmtree(out)
+    real = child.run(replace(job, null=False, limit=MODELS, out=f"{out}-models"), memory=True)
     if (whole.slices + resumed.slices, again.slices) != (tree.files, 0):
         raise UsageError(f"{tree.files} files became {whole.slices} and {resumed.slices} rows")
     found = {

@@ -123,6 +123,16 @@ def cluster(result: Result) -> str:
     return _table(["on", *names], lines)
 
 
+def requests(result: Result) -> str:
+    """A row a way, a column a precision; in brackets its share of the pool's rate."""
+    precisions = list(dict.fromkeys(row.of["precision"] for row in result.rows))
+    lines = []
+    for way in dict.fromkeys(row.of["way"] for row in result.rows):
+        cells = {row.of["precision"]: row for row in result.rows if row.of["way"] == way}
+        lines.append([way, *(_share_of_pool(cells.get(precision)) for precision in precisions)])
+    return _table(["runner only, slices a second (of the pool)", *precisions], lines)
+
+
 def notes(result: Result) -> str:
     """What was left out, and why."""
     return "\n".join(f"- {note}" for note in result.notes)
@@ -133,6 +143,10 @@ def _rate_cell(row: Row | None) -> str:
         return ""
     share = row.median("of the bound" if row.of["rate"] == "runner only" else "of runner only")
     return _number(row.median("rate")) + ("" if share is None else f" ({share:.2f})")
+
+
+def _share_of_pool(row: Row | None) -> str:
+    return "" if row is None else f"{_number(row.median('rate'))} ({row.median('of the pool'):.2f})"
 
 
 def _kind(row: Row) -> str:

@@ -115,7 +115,11 @@ def train_command(
         int, typer.Option(min=1, help="Threads that make batches; more help where a GPU waits for them.")
     ] = 1,
 ) -> None:
-    """Train one of the two models, or go on where a killed training stopped."""
+    """Train one of the two models, or go on where a killed training stopped.
+
+    Exit status: 0 trained; 2 wrong use; 3 the machine lacks something; 130 interrupted, and the same command
+    continues after the last whole epoch.
+    """
     import logging
 
     from rich.console import Console
@@ -176,7 +180,10 @@ def export_command(
         Path | None, typer.Option(help="A file of `tumorscan pool`: the recipe's numbers, for the bundle.")
     ] = None,
 ) -> None:
-    """Turn two trained runs into a bundle: ONNX graphs, operating point, model card, test numbers."""
+    """Turn two trained runs into a bundle: ONNX graphs, operating point, model card, test numbers.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
+    """
     from rich.console import Console
 
     need_train_extra("tf2onnx", "onnx")
@@ -201,7 +208,10 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="Where evaluation.json goes (else into RESULTS).")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Compare the masks of a run with the truth: Dice, AUC, confusion at the gate, each with its interval."""
+    """Compare the masks of a run with the truth: Dice, AUC, confusion at the gate, each with its interval.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
+    """
     from rich.console import Console
 
     need_train_extra()
@@ -229,7 +239,10 @@ def pool_command(
     out: Annotated[Path, typer.Option(help="Where cross-validated.json, tables and curves go.")],
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Pool the evaluated folds of a cross-validation: each patient judged by a model that never saw it."""
+    """Pool the evaluated folds of a cross-validation: each patient judged by a model that never saw it.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
+    """
     from rich.console import Console
 
     need_train_extra()
@@ -250,7 +263,10 @@ def phantoms_command(
     count: Annotated[int, typer.Option(help="How many slices.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed draws the same slices.")] = 0,
 ) -> None:
-    """Draw MRI-like slices with and without lesions, with true masks, for tests and demonstration."""
+    """Draw MRI-like slices with and without lesions, with true masks, for tests and demonstration.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
+    """
     from rich.console import Console
 
     from trainer.phantoms import write_phantoms

@@ -27,7 +27,10 @@ def compare_command(
     ],
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
-    """Print a Markdown table of trials: Dice, its difference to the first by patient, steps, CPU hours."""
+    """Print a Markdown table of trials: Dice, its difference to the first by patient, steps, CPU hours.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
+    """
     need_train_extra()
     from trainer.compare import Row, compare
 
@@ -49,6 +52,8 @@ def failures_command(
 
     Contact sheets have the true outline in green and the predicted one in red. They show real slices: keep
     them where the data may be.
+
+    Exit status: 0 done; 2 wrong use; 3 the machine lacks something.
     """
     need_train_extra()
     from trainer.failures import failure_groups

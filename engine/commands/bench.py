@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engine.bench import Measured, Rates, Timed
     from engine.bundle import Bundle
+    from engine.run import GpuUse
 
 FEW_SLICES = 200
 """Below this, filling and emptying the pipeline is a good part of the time."""
@@ -174,6 +175,7 @@ def _facts(measured: Measured, bundle: Bundle, load_before: float) -> dict[str, 
         "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
         "backend": measured.rates[0].plan.backend,
         "batch": measured.rates[0].batch,
+        "gpus": gpus_as_json(measured.rates[0].plan.gpus),
         "slices": measured.slices,
         "bytes": measured.size,
         "rates": [_rates(each) for each in measured.rates],
@@ -182,6 +184,13 @@ def _facts(measured: Measured, bundle: Bundle, load_before: float) -> dict[str, 
         "machine": describe_machine().model_dump(mode="json"),
         "packages": dict(package_versions()),
     }
+
+
+def gpus_as_json(use: GpuUse | None) -> dict[str, JsonValue] | None:
+    """The GPUs that were measured; None on the CPU."""
+    if use is None:
+        return None
+    return {"model": use.model, "indexes": [each.index for each in use.devices], "lanes": use.lanes}
 
 
 def _rates(rates: Rates) -> dict[str, JsonValue]:

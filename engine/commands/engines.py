@@ -38,7 +38,10 @@ def list_command(
     plan_cache: _Folder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every record as JSON.")] = False,
 ) -> None:
-    """List the cached plans: model, batch, TensorRT, GPU, proof, size."""
+    """List the cached plans: model, batch, TensorRT, GPU, proof, size.
+
+    Exit status: 0, also for an empty cache; 2 wrong use; 3 the machine lacks something.
+    """
     cache = _cache(plan_cache)
     entries = cache.plans()
     if as_json:
@@ -58,7 +61,10 @@ def inspect_command(
     layers: Annotated[bool, typer.Option("--layers", help="Every layer, not only how many of each.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
-    """Show one plan: what it was built of and for, its proof, its layers with their precisions."""
+    """Show one plan: what it was built of and for, its proof, its layers with their precisions.
+
+    Exit status: 0 shown; 2 no plan of that name, or more than one; 3 the machine lacks something.
+    """
     entry = _one(_cache(plan_cache), plan)
     if as_json:
         typer.echo(json.dumps(_as_json(entry), indent=2))
@@ -112,7 +118,10 @@ def prune_command(
         int | None, typer.Option(metavar="DAYS", min=0, help="Remove plans not used for so many days.")
     ] = None,
 ) -> None:
-    """Remove plans; damaged ones go with any of the options."""
+    """Remove plans; damaged ones go with any of the options.
+
+    Exit status: 0 removed; 2 wrong use; 3 the machine lacks something.
+    """
     if not (every or failed or other or unused is not None):
         raise UsageError("engines prune: say which plans go: --all, --failed, --other or --unused DAYS")
     from engine.plans.prune import made_for_other, unused_for

@@ -16,6 +16,7 @@ from engine.cloud.store import Store, Stores
 from engine.cloud.stored import bring_up_to_date, holds_all
 from engine.disk import cannot_write
 from engine.errors import MachineError, UsageError
+from engine.lock import FileLock, LockHeldError
 from engine.outputs.leftovers import FOLDERS, TABLES
 from engine.run import LEDGER
 from engine.text import shown
@@ -28,8 +29,9 @@ def copies_in(out: Path) -> Iterator[Copies]:
     """Copies below `out` for this block, in which errors name the stores instead of them."""
     was_there = out.exists()
     copies = Copies(out / _FOLDER)
-    copies.delete()
     try:
+        if (out / _FOLDER).exists():  # what a killed merge left
+            copies.claim()
         yield copies
     except (MachineError, UsageError) as error:
         raise type(error)(copies.told(str(error))) from error
@@ -48,10 +50,28 @@ class Copies:
         self._folder = folder
         self._stores = Stores()
         self._addresses: dict[Path, Address] = {}
+        self._lock: FileLock | None = None
 
     def __contains__(self, folder: Path) -> bool:
         """Whether `folder` is one of these."""
         return folder in self._addresses
+
+    def claim(self) -> None:
+        """Have the folder to oneself, empty. Raises UsageError while another merge has it, MachineError."""
+        if self._lock is not None:
+            return
+        out = self._folder.parent
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock.acquire(self._folder.with_suffix(".lock"))
+        except LockHeldError as held:
+            raise UsageError(
+                f"{shown(out)}: another merge ({held.holder}) is writing here: "
+                "wait for its end, or give another --out"
+            ) from None
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def begin(self, shard: Path) -> Path:
         """The folder of `shard`: itself, or where its ledger and tables are now.
@@ -64,6 +84,7 @@ class Copies:
         known = {str(each): folder for folder, each in self._addresses.items()}
         if str(address) in known:
             return known[str(address)]
+        self.claim()
         folder = self._folder / f"{len(known)}"
         self._addresses[folder] = address
         store = self._stores.of(address)
@@ -109,7 +130,10 @@ class Copies:
 
     def delete(self) -> None:
         """Let go of everything."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
+            self._lock = None
 
     def told(self, text: str) -> str:
         """`text` with the stores' addresses in the place of their folders here."""

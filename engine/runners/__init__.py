@@ -87,6 +87,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(line.partition(":")[2].split())
 
 
+def graph_for(bundle: Bundle, model: Model, precision: Precision) -> Path:
+    """The file to compute from: bfloat16 is a way to compute the float graph, int8 another file."""
+    return bundle.graph(model, precision if precision == "int8" else "fp32")
+
+
 def open_runner(
     backend: str,
     bundle: Bundle,
@@ -103,8 +108,7 @@ def open_runner(
     call for ONNX Runtime (None: 1). `outputs` names what is computed (None: all but `mask_probability`).
     Raises `UsageError` for a graph or a combination that cannot be, `MachineError` for what is not installed.
     """
-    # bfloat16 is a way to compute the float graph, int8 another file.
-    graph = bundle.graph(model, precision if precision == "int8" else "fp32")
+    graph = graph_for(bundle, model, precision)
     if choose_backend(backend) == "openvino":
         from engine.runners.openvino import OpenVinoRunner
 

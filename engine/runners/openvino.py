@@ -65,37 +65,15 @@ class OpenVinoRunner:
         threads: int | None = None,
         outputs: tuple[str, ...] | None = None,
     ) -> None:
-        try:
-            import openvino as ov
-        except ImportError as error:
-            raise MachineError(f"OpenVINO cannot be loaded ({error}): pip install openvino") from error
-        core = ov.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise MachineError("this CPU has no bfloat16 instructions: use --precision fp32")
-        self.version: str = ov.get_version()
         self.precision = precision
         self.outputs = outputs or DEFAULT_OUTPUTS[model]
         self._model = model
         self._batch = batch
-        config: dict[str, str | int] = {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision],
-        }
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        self.options: Mapping[str, str | int] = {**config, "batch": batch}
-        try:
-            network = core.read_model(graph)
-            network.reshape({INPUT: [batch, SIDE, SIDE, 3]})
-            if precision == "int8":
-                unsign(network)
-            _keep_outputs(network, graph, model, self.outputs, batch)
-            compiled = core.compile_model(network, "CPU", config)
-        except RuntimeError as error:
-            raise UsageError(
-                f"OpenVINO cannot load {graph}: {first_line(error)}; "
-                "try --backend onnxruntime or another bundle"
-            ) from error
+        self.options: Mapping[str, str | int] = {**_config(precision, threads), "batch": batch}
+        compiled = compiled_for_throughput(
+            graph, model, precision, batch=batch, threads=threads, outputs=self.outputs
+        )
+        self.version: str = version()
         requests = max(MIN_REQUESTS, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.concurrency: int = requests
         self._idle = [_Request(compiled.create_infer_request(), batch) for _ in range(requests)]
@@ -206,6 +184,53 @@ class _Request:
         with suppress(RuntimeError):  # a failed inference was reported by collect()
             self._request.wait()
         self._request.set_tensor(INPUT, self._home)
+
+
+def version() -> str:
+    """OpenVINO's own. MachineError where it cannot be loaded."""
+    return str(_openvino().get_version())
+
+
+def compiled_for_throughput(
+    graph: Path,
+    model: Model,
+    precision: Precision,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> Any:
+    """OpenVINO's compiled model, `batch` slices a request; arguments and errors are OpenVinoRunner's."""
+    core = _openvino().Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise MachineError("this CPU has no bfloat16 instructions: use --precision fp32")
+    try:
+        network = core.read_model(graph)
+        network.reshape({INPUT: [batch, SIDE, SIDE, 3]})
+        if precision == "int8":
+            unsign(network)
+        _keep_outputs(network, graph, model, outputs or DEFAULT_OUTPUTS[model], batch)
+        return core.compile_model(network, "CPU", _config(precision, threads))
+    except RuntimeError as error:
+        raise UsageError(
+            f"OpenVINO cannot load {graph}: {first_line(error)}; try --backend onnxruntime or another bundle"
+        ) from error
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MachineError(f"OpenVINO cannot be loaded ({error}): pip install openvino") from error
+    return openvino
+
+
+def _config(precision: Precision, threads: int | None) -> dict[str, str | int]:
+    config: dict[str, str | int] = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision],
+    }
+    return config if threads is None else {**config, "INFERENCE_NUM_THREADS": threads}
 
 
 def tensor_over(images: Images) -> Any:

@@ -49,6 +49,7 @@ def test_it_prints_three_rates_a_precision_and_writes_them(folder: Path, tmp_pat
     assert "rough: of 12 slices" in printed[3]
     facts = json.loads(file.read_text())
     assert facts["bundle"]["sha256"] == Bundle.load(folder / "bundle").sha256
+    assert facts["gpus"] is None
     assert facts["slices"] == SLICES
     (rates,) = facts["rates"]
     assert rates["precision"] == {"classifier": "fp32", "segmenter": "fp32"}

@@ -70,6 +70,14 @@ def test_throughput_gives_three_rates_and_the_bound(folder: Path) -> None:
     assert result.rows_of(stage="call the models")
 
 
+def test_requests_are_shared_in_five_ways(folder: Path) -> None:
+    result = dry_run(folder, "requests", "--precision", "fp32")
+    assert result.notes == ()
+    for way in ("one pool", "two queues", *(f"one pool, {n} slices a request" for n in (2, 4, 8))):
+        assert result.median("rate", precision="fp32", way=way)
+    assert result.median("of the pool", way="one pool") == 1
+
+
 def test_throughput_on_onnx_runtime_has_no_bound_of_openvino(folder: Path) -> None:
     result = dry_run(
         folder, "throughput", "--backend", "onnxruntime", "--precision", "fp32", "--warm-only", "--batch", "8"

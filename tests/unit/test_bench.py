@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.backend import Device
 from engine.bench import (
     RamRing,
     Request,
@@ -19,8 +20,9 @@ from engine.bench import (
     open_scorer,
     runner_only,
 )
+from engine.commands.bench import gpus_as_json
 from engine.errors import UsageError
-from engine.run import Options, Plan
+from engine.run import GpuUse, Options, Plan
 from engine.scoring import survey
 from tests.badfiles import tiff
 from tests.runs import files_below, write_slices
@@ -151,3 +153,10 @@ def test_a_limit_holds(options: Options) -> None:
     measured = measure(Request(replace(options, limit=9), ("fp32",), seconds=0.1))
     assert measured.slices == 9
     assert measured.rates[0].disk_to_disk.slices == 9
+
+
+def test_the_gpus_of_a_measurement_are_named() -> None:
+    devices = (Device(0, "NVIDIA H100", 1), Device(2, "NVIDIA H100", 1))
+    use = GpuUse("tensorrt", "NVIDIA H100", devices, lanes=2, batch=64, plan_cache=None)
+    assert gpus_as_json(use) == {"model": "NVIDIA H100", "indexes": [0, 2], "lanes": 2}
+    assert gpus_as_json(None) is None

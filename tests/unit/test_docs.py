@@ -129,6 +129,11 @@ def test_the_help_of_every_command_ends_with_examples_that_are_understood(name: 
         found.make_context(name, rest)
 
 
+@pytest.mark.parametrize("name", [name for name, _ in lowest()])
+def test_the_help_of_every_command_names_its_exit_statuses(name: str) -> None:
+    assert "Exit status: 0" in " ".join((dict(lowest())[name].help or "").split())
+
+
 def test_there_is_no_example_of_a_command_that_there_is_not() -> None:
     assert set(EXAMPLES) <= {name for name, _ in lowest()}
 
