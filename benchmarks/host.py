@@ -3,8 +3,9 @@
     python -m benchmarks.host --data SLICES
 
 The parts run one at a time, in one thread on one core. The pipeline runs on 1, 2, 4 ... cores, on many links
-to the slices: beside a fast GPU its rate is the limit. What is written stays until the end, as ext4 is many
-times slower at making files for half a minute after thousands were deleted.
+to the slices: beside a fast GPU its rate is the limit, so blocks and mask processes are those of a GPU. What
+is written stays until the end, as ext4 is many times slower at making files for half a minute after thousands
+were deleted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.arguments import QUICK_SLICES, Common, Report, add_common, commo
 from benchmarks.null import NullRunner
 from benchmarks.slices import WorkSet, replicate, warm, work_set
 from engine.bench import Slices, load_slices
+from engine.build import BATCH
 from engine.cascade import Cascade, OperatingPoint, Scores
 from engine.errors import UsageError
 from engine.ledger import Ledger, SliceRow
@@ -77,7 +79,7 @@ def main() -> None:
         count = parsed.slices or _fitting(work, options, folder, cores)
         replicate(work.files, folder / "many", count, PER_FOLDER)
         measure_pipeline(options, report, folder, cores)
-        report.write(work, folder, {"slices": count, "batch": BLOCK, "seconds_a_part": seconds})
+        report.write(work, folder, {"slices": count, "batch": BATCH, "seconds_a_part": seconds})
 
 
 def measure_parts(work: WorkSet, options: Common, report: Report, folder: Path, seconds: float) -> None:
@@ -93,7 +95,7 @@ def measure_parts(work: WorkSet, options: Common, report: Report, folder: Path, 
 
 def measure_pipeline(options: Common, report: Report, folder: Path, cores: list[int]) -> None:
     """The pipeline on null models: its rate by cores, and then where the CPU time goes on all of them."""
-    job = child.Job([str(folder / "many")], "", str(options.bundle.folder), null=True)
+    job = child.Job([str(folder / "many")], "", str(options.bundle.folder), null=True, batch=BATCH)
     for repeat in range(options.repeats):
         for count in cores if repeat % 2 == 0 else reversed(cores):
             say(f"pipeline on {count} cores, repeat {repeat + 1} of {options.repeats}")
@@ -217,7 +219,9 @@ def _fitting(work: WorkSet, options: Common, folder: Path, cores: list[int]) -> 
         return 4 * QUICK_SLICES
     replicate(work.files, folder / "trial", TRIAL_SLICES, PER_FOLDER)
     out = folder / "trial-out"
-    ran = child.run(child.Job([str(folder / "trial")], str(out), str(options.bundle.folder), null=True))
+    ran = child.run(
+        child.Job([str(folder / "trial")], str(out), str(options.bundle.folder), null=True, batch=BATCH)
+    )
     seconds = options.minutes * 60 * (1 - PARTS_SHARE) / options.repeats
     # A run on k cores takes cores[-1] / k times as long as one on all.
     seconds_on_all = seconds / sum(cores[-1] / count for count in cores)

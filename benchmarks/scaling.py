@@ -3,7 +3,8 @@
     python -m benchmarks.scaling --data SLICES
 
 Files are hard links to real slices, a thousand a folder, and once all in one flat folder. The models are null
-models, so that a million takes minutes; what they leave out does not depend on the number of files. Every run
+models (see benchmarks/host.py), so that a million takes minutes; what they leave out does not depend on the
+number of files. Every run
 ends before its last files and is then continued, which times a resume over all rows that are finished. What
 they write stays until all are done (see benchmarks/host.py).
 """
@@ -19,6 +20,7 @@ from typing import Final
 from benchmarks import child
 from benchmarks.arguments import QUICK_SLICES, Common, Report, add_common, common, run, say
 from benchmarks.slices import replicate, warm, work_set
+from engine.build import BATCH
 from engine.errors import UsageError
 from engine.run import BLOCK
 
@@ -68,17 +70,17 @@ def main() -> None:
                 seconds = measure(tree, options, folder / "tree", out, report)
                 shutil.rmtree(folder / "tree")
                 a_file, left = seconds / tree.files, left - seconds
-        report.write(work, folder, {"largest": parsed.largest, "tail": TAIL, "batch": BLOCK})
+        report.write(work, folder, {"largest": parsed.largest, "tail": TAIL, "batch": BATCH})
 
 
 def measure(tree: Tree, options: Common, data: Path, out: Path, report: Report) -> float:
     """A run of all files but the last, its continuation, and the real models' first result; seconds taken."""
     tail = min(TAIL, tree.files // 4)
-    job = child.Job([str(data)], str(out), str(options.bundle.folder), null=True)
+    job = child.Job([str(data)], str(out), str(options.bundle.folder), null=True, batch=BATCH)
     whole = child.run(replace(job, limit=tree.files - tail), memory=True)
     resumed = child.run(job, memory=True)
     again = child.run(job)
-    real = child.run(replace(job, null=False, limit=MODELS, out=f"{out}-models"), memory=True)
+    real = child.run(replace(job, null=False, batch=BLOCK, limit=MODELS, out=f"{out}-models"), memory=True)
     if (whole.slices + resumed.slices, again.slices) != (tree.files, 0):
         raise UsageError(f"{tree.files} files became {whole.slices} and {resumed.slices} rows")
     found = {

@@ -20,8 +20,9 @@ _BY_THREAD: Final = {
     "scorer": "call the models",
     "writer": "write masks and rows",
 }
-_RUNTIME, _DECODE, _COMMIT, _GPU = "runtime's own threads", "decode", "commit rows", "drive the GPU"
-STAGES: Final = (_RUNTIME, _GPU, *_BY_THREAD.values(), _DECODE, _COMMIT)
+_RUNTIME, _COMMIT, _GPU = "runtime's own threads", "commit rows", "drive the GPU"
+_BY_PROGRAM: Final = {b"decode_worker": "decode", b"mask_worker": "draw masks"}
+STAGES: Final = (_RUNTIME, _GPU, *_BY_THREAD.values(), *_BY_PROGRAM.values(), _COMMIT)
 
 
 class CpuByStage:
@@ -87,8 +88,8 @@ def _stage_of(process: int) -> str:
     try:
         words = Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:  # it ended meanwhile
-        return _DECODE
-    return _DECODE if b"decode_worker" in words else _GPU
+        return _GPU
+    return next((stage for program, stage in _BY_PROGRAM.items() if program in words), _GPU)
 
 
 def _spent(path: Path) -> int:

@@ -77,7 +77,7 @@ def _pipeline(
         entries=entries,
         ring=opened.ring,
         scorer=opened.scorer,
-        writer=writer_for(options),
+        writer=writer_for(options, opened.drawer),
         ledger=ledger,
         block_size=opened.batch,
         stop=stop.asked,

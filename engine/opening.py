@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from engine.backend import Runtime
 from engine.cascade import Cascade
 from engine.cloud.addresses import Address, longest_name
 from engine.errors import MachineError, UsageError
+from engine.mask_processes import MaskProcesses
+from engine.outputs.drawing import Drawer, DrawnHere
 from engine.outputs.leftovers import FOLDERS
 from engine.outputs.pseudonyms import Pseudonyms
 from engine.pipeline import SCORED_AHEAD, WRITERS
-from engine.ring import CHUNK_FILES, CHUNKS_AHEAD, Ring
+from engine.ring import CHUNKS_AHEAD, Ring, chunk_files
 from engine.rows import RowWriter
 from engine.run import Options, Plan
 from engine.runners import open_runner
@@ -34,19 +36,25 @@ _CPU_WORKERS = 8
 """Decode processes at most, where the models need the cores."""
 _GPU_WORKERS = 64
 """Where they do not."""
+_ON_HOST, _ON_GPUS = 0, WRITERS
+"""Processes that draw masks: where models take milliseconds a slice there is time for it in between."""
 _OTHER_CORES = 2
 """Cores of a GPU's host that are left to lanes, writers and the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a run scores with. `plan` is the one that came up; `batch` are the slices of a ring's block."""
+    """What a run scores with. `plan` is the one that came up; `batch` are the slices of a ring's block.
+
+    `drawer` makes masks into files.
+    """
 
     plan: Plan
     ring: Ring
     scorer: Scorer
     batch: int
     gpus: OnGpus | None = None
+    drawer: Drawer = field(default_factory=DrawnHere)
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def open_models(plan: Plan) -> Iterator[Cascade]:
         )
 
 
-def writer_for(options: Options) -> RowWriter:
+def writer_for(options: Options, drawer: Drawer) -> RowWriter:
     """What writes the files of slices, and their rows, in a run of these options."""
     return RowWriter(
         options.out,
@@ -93,6 +101,7 @@ def writer_for(options: Options) -> RowWriter:
         tidy=any((options.out / name).exists() for name in FOLDERS),
         pseudonyms=pseudonyms_of(options),
         longest=None if options.store is None else longest_name(Address.parse(options.store)),
+        drawer=drawer,
     )
 
 
@@ -144,7 +153,7 @@ def _on_host(options: Options, plan: Plan, stack: ExitStack) -> Opened:
     ring = stack.enter_context(Ring(blocks, plan.batch, workers, FILE_TIMEOUT))
     cascade = stack.enter_context(open_models(plan))
     plan.bundle.expect_unchanged()
-    return Opened(plan, ring, HostScorer(cascade, callers), plan.batch)
+    return Opened(plan, ring, HostScorer(cascade, callers), plan.batch, drawer=_drawer(_ON_HOST, stack))
 
 
 def _on_gpus(options: Options, plan: Plan, gpus: OnGpus, stack: ExitStack) -> Opened:
@@ -152,8 +161,14 @@ def _on_gpus(options: Options, plan: Plan, gpus: OnGpus, stack: ExitStack) -> Op
     plan.bundle.expect_unchanged()
     cores = len(os.sched_getaffinity(0))
     workers = options.workers or max(1, min(_GPU_WORKERS, cores - _OTHER_CORES))
-    decoded_into = -(-workers * CHUNKS_AHEAD * CHUNK_FILES // gpus.batch) + 1
+    decoded_into = -(-workers * CHUNKS_AHEAD * chunk_files(gpus.batch) // gpus.batch) + 1
     written = SCORED_AHEAD + WRITERS if options.overlays else 0
     blocks = gpus.blocks(kept=options.overlays) + decoded_into + written + 1
     ring = stack.enter_context(Ring(blocks, gpus.batch, workers, FILE_TIMEOUT))
-    return Opened(plan, ring, gpus.scorer(ring.descriptor, ring.slots), gpus.batch, gpus)
+    drawer = _drawer(_ON_GPUS, stack)
+    return Opened(plan, ring, gpus.scorer(ring.descriptor, ring.slots), gpus.batch, gpus, drawer)
+
+
+def _drawer(processes: int, stack: ExitStack) -> Drawer:
+    """What draws masks: so many processes, or without any the threads that write rows."""
+    return stack.enter_context(MaskProcesses(processes)) if processes else DrawnHere()

@@ -28,8 +28,10 @@ from engine.errors import Failure, MachineError
 from engine.sources.discovery import SourceFile
 from engine.sources.volumes import Volume
 
-# Files handed out at a time: enough that a message costs little, few enough to share a block evenly.
+# Files handed out at a time: enough that a message costs little, few enough to share a block evenly; more
+# where blocks are larger, as slices go faster there.
 CHUNK_FILES = 8
+MOST_CHUNK_FILES = 32
 CHUNK_PATH_BYTES = 8 * 1024
 # Chunks a worker has before it: the one it is at, and one so that it need not wait for this process.
 CHUNKS_AHEAD = 2
@@ -196,7 +198,7 @@ class Ring:
             self._raise_if_over()
             self._let_go(block)
             self._submitted[block] = _Block(tuple(files), [None] * len(files), len(files))
-            chunks = _chunks(block, files)
+            chunks = _chunks(block, files, chunk_files(self._block_size))
             self._pending.extend(self._sound(chunks) if self._spoilt else chunks)
             self._dispatch()
 
@@ -483,14 +485,19 @@ def _memory_bytes() -> int:
     return min(kib * 1024, int(text)) if text != "max" else kib * 1024
 
 
-def _chunks(block: int, files: Sequence[SourceFile]) -> list[_Chunk]:
-    """Cut files into chunks of CHUNK_FILES, fewer where paths are very long and where a volume ends."""
+def chunk_files(block_size: int) -> int:
+    """How many files of a block are handed to a worker at a time, at most."""
+    return min(MOST_CHUNK_FILES, max(CHUNK_FILES, block_size // 2))
+
+
+def _chunks(block: int, files: Sequence[SourceFile], most: int) -> list[_Chunk]:
+    """Cut files into chunks of `most`, fewer where paths are very long and where a volume ends."""
     chunks: list[_Chunk] = []
     room = 0
     for place, file in enumerate(files):
         if (
             not chunks
-            or chunks[-1].count == CHUNK_FILES
+            or chunks[-1].count == most
             or room < len(file.path)
             or chunks[-1].source is not file.source
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +19,10 @@ from engine.cascade import Scores
 from engine.disk import cannot_write, patiently
 from engine.errors import Failure
 from engine.ledger import SliceRow
-from engine.outputs.masks import box, write_mask, write_png
+from engine.outputs.drawing import NAME_ERRORS, Drawer, Drawn, DrawnHere, Found, drawn
+from engine.outputs.masks import write_png
 from engine.outputs.overlays import write_overlay
 from engine.outputs.pseudonyms import Pseudonyms
-from engine.outputs.rle import encode
 from engine.ring import DecodedBlock, DecodedSlice
 from engine.sources.discovery import SourceFile, Unlisted
 from engine.sources.geometry import place, restore_mask
@@ -33,8 +33,6 @@ Folder = Literal["masks", "overlays", "probabilities"]
 _SUFFIXES: Final[Mapping[Folder, bytes]] = MappingProxyType(
     {"masks": b"_mask.png", "overlays": b"_overlay.png", "probabilities": b"_probability.png"}
 )
-_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
-"""The output's file system refuses this one name; others will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class RowWriter:
     Rows hold the mask itself too, as run lengths. `tidy`: `out` may hold files of an earlier call that was
     killed before it could say so in a row; a slice that has no mask now (it was mended since, or is damaged)
     keeps none. With `pseudonyms` they name the files. A name of more than `longest` bytes is none that can be
-    written.
+    written. `drawer` makes masks into files and what rows say of them.
     """
 
     out: Path
@@ -54,14 +52,19 @@ class RowWriter:
     tidy: bool = False
     pseudonyms: Pseudonyms | None = None
     longest: int | None = None
+    drawer: Drawer = field(default_factory=DrawnHere)
 
     def write_block(self, block: DecodedBlock, scores: Scores) -> list[SliceRow]:
         """Rows of all slices of a block. Raises MachineError when the output cannot be written at all."""
+        try:
+            drawn = self._write_files(block, scores)
+        except OSError as error:
+            raise cannot_write(self.out, error) from error
         rows = []
         for position, piece in enumerate(block.slices):
             if piece.pages:
                 continue  # they have rows of their own
-            row = self._row(block, scores, position)
+            row = self._row(piece, scores, position, drawn.get(position))
             if self.tidy:
                 self._remove_files(piece, row)
             rows.append(row)
@@ -74,33 +77,47 @@ class RowWriter:
         volume = os.path.dirname(entry.image_path) or "."  # noqa: PTH120 - the text, as discovery cuts it
         return _quarantined(entry.order, entry.image_path, volume, 0, 0, 0, entry.failure)
 
-    def _row(self, block: DecodedBlock, scores: Scores, position: int) -> SliceRow:
+    def _write_files(self, block: DecodedBlock, scores: Scores) -> dict[int, Drawn | OSError]:
+        """Write a block's files: what became of each mask, or the error of a slice's name, by position."""
+        told: dict[int, Drawn | OSError] = {}
+        found: dict[int, Found] = {}
+        for position, piece in enumerate(block.slices):
+            mask = scores.masks.get(position)
+            try:
+                # The longer names come first: one that fails leaves no mask behind.
+                self._write_pictures(block, scores, position)
+                if mask is not None:
+                    path = self._path(piece, "masks") if self.masks else None
+                    found[position] = Found(mask, piece.height, piece.width, path)
+            except OSError as error:
+                if error.errno not in NAME_ERRORS:
+                    raise
+                told[position] = error
+        told.update(zip(found, self.drawer.draw(list(found.values())), strict=True))
+        return told
+
+    def _write_pictures(self, block: DecodedBlock, scores: Scores, position: int) -> None:
+        """Write a slice's probabilities and overlay. Raises OSError."""
         piece = block.slices[position]
+        probabilities, mask = scores.probabilities.get(position), scores.masks.get(position)
+        if probabilities is not None and self.probabilities:
+            shades = restore_mask(probabilities, piece.height, piece.width)
+            patiently(partial(write_png, self._path(piece, "probabilities"), shades))
+        if mask is not None and self.overlays:
+            outlined = restore_mask(mask, piece.height, piece.width)
+            image = _at_source_size(block.images[position], piece.height, piece.width)
+            patiently(partial(write_overlay, self._path(piece, "overlays"), image, outlined))
+
+    def _row(
+        self, piece: DecodedSlice, scores: Scores, position: int, drawn: Drawn | OSError | None
+    ) -> SliceRow:
         if piece.failure is not None:
             return _quarantined_slice(piece.file, piece.index, piece.failure)
-        mask, probabilities = (
-            None if found is None else restore_mask(found, piece.height, piece.width)
-            for found in (scores.masks.get(position), scores.probabilities.get(position))
-        )
-        try:
-            patiently(partial(self._write_files, piece, block.images[position], mask, probabilities))
-        except OSError as error:
-            if error.errno not in _NAME_ERRORS:
-                raise cannot_write(self.out, error) from error
-            reason = f"its mask cannot be written under this name ({error.strerror}); shorten or change it"
+        if isinstance(drawn, OSError):
+            reason = f"its mask cannot be written under this name ({drawn.strerror}); shorten or change it"
             return _quarantined_slice(piece.file, piece.index, Failure("write", "name", reason))
-        shows_probabilities = probabilities is not None and self.probabilities
-        return self._scored(piece, float(scores.tumor_probability[position]), mask, shows_probabilities)
-
-    def _scored(
-        self,
-        piece: DecodedSlice,
-        probability: float,
-        mask: npt.NDArray[np.uint8] | None,
-        shows_probabilities: bool,
-    ) -> SliceRow:
+        shows_probabilities = position in scores.probabilities and self.probabilities
         file, stem = piece.file, self._stem(piece)
-        has_file = mask is not None and self.masks
         return SliceRow(
             order=file.order,
             slice=piece.index,
@@ -109,28 +126,12 @@ class RowWriter:
             status="ok",
             size=file.size,
             mtime_ns=file.mtime_ns,
-            tumor_probability=probability,
+            tumor_probability=float(scores.tumor_probability[position]),
             stem=stem,
-            mask_path=shown(name_of("masks", stem)) if has_file else "",
+            mask_path=shown(name_of("masks", stem)) if drawn is not None and self.masks else "",
             probability_path=shown(name_of("probabilities", stem)) if shows_probabilities else "",
-            **_of_mask(mask),
+            **_of_mask(drawn, piece.height * piece.width),
         )
-
-    def _write_files(
-        self,
-        piece: DecodedSlice,
-        image: npt.NDArray[np.uint8],
-        mask: npt.NDArray[np.uint8] | None,
-        probabilities: npt.NDArray[np.uint8] | None,
-    ) -> None:
-        # The longer names come first: one that fails leaves no mask behind.
-        if probabilities is not None and self.probabilities:
-            write_png(self._path(piece, "probabilities"), probabilities)
-        if mask is not None and self.overlays:
-            shown_slice = _at_source_size(image, piece.height, piece.width)
-            write_overlay(self._path(piece, "overlays"), shown_slice, mask)
-        if mask is not None and self.masks:
-            write_mask(self._path(piece, "masks"), mask)
 
     def _remove_files(self, piece: DecodedSlice, row: SliceRow) -> None:
         """Delete those of an earlier call that `row` does not speak of."""
@@ -142,7 +143,7 @@ class RowWriter:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                if error.errno not in _NAME_ERRORS:
+                if error.errno not in NAME_ERRORS:
                     raise cannot_write(self.out, error) from error
 
     def _path(self, piece: DecodedSlice, folder: Folder) -> bytes:
@@ -163,7 +164,9 @@ class RowWriter:
 
 def with_mask(row: SliceRow, mask: npt.NDArray[np.uint8] | None) -> SliceRow:
     """`row` of a scored slice with all that it says of its mask [h,w]; None where it has none."""
-    return replace(row, mask_path=row.mask_path if mask is not None else "", **_of_mask(mask))
+    if mask is None:
+        return replace(row, mask_path="", **_of_mask(None, 0))
+    return replace(row, **_of_mask(drawn(mask), mask.size))
 
 
 class _OfMask(TypedDict):
@@ -182,13 +185,13 @@ _NO_MASK: Final = _OfMask(
 )
 
 
-def _of_mask(mask: npt.NDArray[np.uint8] | None) -> _OfMask:
-    if mask is None:
+def _of_mask(drawn: Drawn | None, size: int) -> _OfMask:
+    """What a row says of a mask in a slice of `size` pixels."""
+    if drawn is None:
         return _NO_MASK
-    x, y, width, height = box(mask)
-    pixels = int(np.count_nonzero(mask))
+    x, y, width, height = drawn.box
     return _OfMask(
-        has_mask=1, mask_rle=encode(mask), mask_pixels=pixels, mask_fraction=pixels / mask.size,
+        has_mask=1, mask_rle=drawn.rle, mask_pixels=drawn.pixels, mask_fraction=drawn.pixels / size,
         bbox_x=x, bbox_y=y, bbox_w=width, bbox_h=height,
     )  # fmt: skip
 

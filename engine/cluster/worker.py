@@ -108,7 +108,7 @@ class Worker:
                     entries=ahead.fetched(self._trays.entries(self._stop.asked)),
                     ring=opened.ring,
                     scorer=opened.scorer,
-                    writer=writer_for(self._options),
+                    writer=writer_for(self._options, opened.drawer),
                     ledger=self._trays,
                     block_size=opened.batch,
                     stop=self._stop.asked,

@@ -25,10 +25,13 @@ _WINDOW_BITS: Final = -15  # raw deflate
 _MEMORY_LEVEL: Final = 3  # blocks of 512 symbols: a mask has few, and more would have to be cleared each time
 
 
-def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
-    """`mask` (`[h,w]` of 0/1) as a grey 8-bit PNG file of 0/255. No side may be 0."""
+def encode_mask(mask: npt.NDArray[np.uint8], inside: tuple[int, int, int, int] | None = None) -> bytes:
+    """`mask` (`[h,w]` of 0/1) as a grey 8-bit PNG file of 0/255. No side may be 0.
+
+    `inside` is the box (x, y, width, height) around all that is not 0, where that is known already.
+    """
     height, width = mask.shape
-    _, top, _, count = cv2.boundingRect(mask)
+    _, top, _, count = inside or cv2.boundingRect(mask)
     rows = np.zeros((count, width + 1), np.uint8)  # each begins with its filter: none
     np.multiply(mask[top : top + count], np.uint8(255), out=rows[:, 1:])
     below = height - top - count

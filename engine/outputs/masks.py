@@ -11,17 +11,19 @@ import numpy.typing as npt
 
 from engine.outputs.atomic import write_whole
 from engine.outputs.mask_png import encode_mask
+from engine.outputs.rle import Box
 
 
-def write_mask(path: bytes, mask: npt.NDArray[np.uint8]) -> None:
+def write_mask(path: bytes, mask: npt.NDArray[np.uint8], inside: Box | None = None) -> None:
     """Write `mask` (`[h,w] uint8` of 0/1) as a PNG of 0/255, making its folders.
 
-    Raises OSError; its `errno` tells a full disk (ENOSPC, EDQUOT) from a name that is too long.
+    `inside` is its `box`, where that is known. Raises OSError; its `errno` tells a full disk (ENOSPC, EDQUOT)
+    from a name that is too long.
     """
-    write_whole(path, encode_mask(mask))
+    write_whole(path, encode_mask(mask, inside))
 
 
-def box(mask: npt.NDArray[np.uint8]) -> tuple[int, int, int, int]:
+def box(mask: npt.NDArray[np.uint8]) -> Box:
     """The smallest box (x, y, width, height; pixels) around all that is not 0 in `mask` `[h,w]`, or zeros."""
     x, y, width, height = cv2.boundingRect(mask)
     return x, y, width, height

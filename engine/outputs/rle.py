@@ -15,16 +15,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+Box = tuple[int, int, int, int]
+
 _FIRST: Final = 48  # "0"
 _MORE: Final = 0x20
 _SIGN: Final = 0x10
 _GROUP: Final = 0x1F
 
 
-def encode(mask: npt.NDArray[np.uint8]) -> str:
-    """`mask` `[h,w]` (0 is outside) as `{"size":[h,w],"counts":"..."}`."""
+def encode(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> str:
+    """`mask` `[h,w]` (0 is outside) as `{"size":[h,w],"counts":"..."}`; `inside` as for `run_lengths`."""
     height, width = mask.shape
-    return f'{{"size":[{height},{width}],"counts":{json.dumps(_pack(run_lengths(mask)).decode("ascii"))}}}'
+    counts = _pack(run_lengths(mask, inside)).decode("ascii")
+    return f'{{"size":[{height},{width}],"counts":{json.dumps(counts)}}}'
 
 
 def decode(text: str) -> npt.NDArray[np.uint8]:
@@ -40,16 +43,30 @@ def decode(text: str) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.transpose(np.repeat(values, counts).reshape(width, height)), np.uint8)
 
 
-def run_lengths(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`."""
+def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> npt.NDArray[np.int64]:
+    """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`.
+
+    `inside` is the box (x, y, width, height) around all others, where that is known already.
+    """
     height = mask.shape[0]
-    left, _, width, _ = cv2.boundingRect(np.ascontiguousarray(mask))
-    inside = np.zeros(width * height + 2, bool)  # between two zeros, which are outside
-    inside[1:-1] = (mask[:, left : left + width].T != 0).ravel()
-    turns = np.flatnonzero(inside[1:] != inside[:-1]) + left * height
+    left, top, width, rows = inside or cv2.boundingRect(np.ascontiguousarray(mask))
+    if rows == height:  # a run may go on in the next column
+        turns = _turns(mask[:, left : left + width].T.reshape(1, -1))[1] + left * height
+    else:
+        column, row = _turns(mask[top : top + rows, left : left + width].T)
+        turns = (column + left) * height + row + top
     ends = () if turns.size and turns[-1] == mask.size else (mask.size,)
     places = np.concatenate(((0,), turns, ends)).astype(np.int64)
     return places[1:] - places[:-1]
+
+
+def _turns(lines: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Line and place of every change in `lines` [n,length], each between two zeros that are outside."""
+    count, length = lines.shape
+    between = np.zeros((count, length + 2), bool)
+    np.not_equal(lines, 0, out=between[:, 1:-1])
+    line, place = np.divmod(np.flatnonzero(between[:, 1:] != between[:, :-1]), length + 1)
+    return line, place
 
 
 def _pack(counts: npt.NDArray[np.int64]) -> bytes:
