@@ -225,7 +225,7 @@ def _fitting(work: WorkSet, options: Common, folder: Path, cores: list[int]) -> 
     seconds = options.minutes * 60 * (1 - PARTS_SHARE) / options.repeats
     # A run on k cores takes cores[-1] / k times as long as one on all.
     seconds_on_all = seconds / sum(cores[-1] / count for count in cores)
-    return max(TRIAL_SLICES, round(ran.steady * seconds_on_all))
+    return max(TRIAL_SLICES, round(ran.per_second * seconds_on_all))
 
 
 if __name__ == "__main__":
