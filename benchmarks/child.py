@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from benchmarks.machine import CHECKOUT
 from benchmarks.memory import PeakMemory
@@ -44,7 +47,8 @@ class Ran:
     """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
 
     `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
-    the last, so without the start of the decode workers; of a run with one commit, of the whole.
+    the last, so without the start of the decode workers; of a run with one commit, of the whole. `tables` is
+    all that is made at the end, `results_csv` that table and errors.csv alone.
     `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
     `stages_wall` what they were counted in.
     """
@@ -58,6 +62,7 @@ class Ran:
     start_up: float
     first_result: float
     tables: float
+    results_csv: float
     total: float
     stages: dict[str, float] = field(default_factory=dict)
     stages_wall: float = 0.0
@@ -116,6 +121,7 @@ def main() -> None:
         ray=job.ray,
     )
     with ExitStack() as stack:
+        written = stack.enter_context(_timed_tables())
         if job.null:
             stack.enter_context(null_models())
         stages = stack.enter_context(CpuByStage()) if job.stages else None
@@ -131,6 +137,7 @@ def main() -> None:
         start_up=timings["start_up_seconds"],
         first_result=commits[0][0] - began if commits else 0.0,
         tables=timings["tables_seconds"],
+        results_csv=sum(written),
         total=time.monotonic() - began,
         stages=stages.seconds if stages else {},
         stages_wall=stages.wall if stages else 0.0,
@@ -138,6 +145,23 @@ def main() -> None:
     facts = asdict(found)
     del facts["peak_bytes"]
     print(json.dumps(facts))
+
+
+@contextmanager
+def _timed_tables() -> Iterator[list[float]]:
+    """Gathers the seconds that each writing of results.csv takes in this process, while entered."""
+    from engine import finish
+
+    seconds: list[float] = []
+    write = finish.write_tables
+
+    def timed(*words: Any) -> None:
+        began = time.monotonic()
+        write(*words)
+        seconds.append(time.monotonic() - began)
+
+    with patch.object(finish, "write_tables", timed):
+        yield seconds
 
 
 def _steady(commits: list[tuple[float, int]]) -> float:

@@ -104,7 +104,7 @@ def measure_pipeline(options: Common, report: Report, folder: Path, cores: list[
             report.rows.add(of, "rate", "slices/s", ran.per_second)
             report.rows.add(of, "steady rate", "slices/s", ran.steady)
             report.rows.add(of, "steady rate a core", "slices/s", ran.steady / count)
-            report.rows.add(of, "results.csv", "rows/s", ran.slices / ran.tables)
+            report.rows.add(of, "results.csv", "rows/s", ran.slices / ran.results_csv)
     ran = child.run(replace(job, out=str(folder / "stages"), cores=cores[-1], stages=True))
     for stage, spent in ran.stages.items():
         of = {"what": "pipeline by stage", "cores": str(cores[-1]), "stage": stage}

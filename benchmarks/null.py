@@ -47,7 +47,7 @@ class NullRunner:
             elif name == "mask_pixels":
                 answers[name] = np.full(n, self._mask.sum(), np.int32)
             else:
-                answers[name] = masks.copy() if name == "mask" else masks * np.uint8(255)
+                answers[name] = masks if name == "mask" else masks * np.uint8(255)
         return answers
 
     def __enter__(self) -> Self:

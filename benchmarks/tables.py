@@ -102,6 +102,7 @@ def scaling(result: Result) -> str:
         "with the models, s": "first result, real models",
         "peak memory, MB": "peak memory",
         "results.csv, s": "results.csv",
+        "all tables, s": "all tables",
         "resume, s": "resume: first new result",
     }
     lines = []

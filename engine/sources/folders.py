@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from engine.sources import endings
+from engine.sources.keyed_names import KeyedNames
 from engine.sources.series import is_dicom
 from engine.sources.shards import FolderPart
 
@@ -27,9 +28,6 @@ _ONE_NUMBER: Final = re.compile(rb"([^0-9]*)(?=[0-9])(0*)([0-9]*)([^0-9]*)")
 _NUMBER: Final = b"0"
 _LENGTHS: Final = tuple(bytes((value,)) for value in range(255))
 """Of numbers with fewer digits than that, as `_length` writes them."""
-
-KeyedName = tuple[bytes, bytes]
-"""A name behind its `natural_key`."""
 
 
 class Name(Protocol):
@@ -61,9 +59,9 @@ class Listing:
     others are pictures if they are files. `masks` and `others` count what is passed over.
     """
 
-    names: list[KeyedName] = field(default_factory=list)
+    names: KeyedNames = field(default_factory=KeyedNames)
     odd: set[bytes] = field(default_factory=set)
-    dicoms: list[KeyedName] = field(default_factory=list)
+    dicoms: KeyedNames = field(default_factory=KeyedNames)
     masks: int = 0
     others: int = 0
 
@@ -98,7 +96,7 @@ def sort_names(
     for entry in entries:
         name = entry.name
         if part is None and kind_of(name) == "picture" and not name.startswith(b"."):  # what most are
-            found.names.append((natural_key(name), name))
+            found.names.add(natural_key(name), name)
         else:
             _sort_in(found, entry, part, looks_like_dicom)
     found.names.sort()
@@ -159,7 +157,7 @@ def _sort_in(
     if kind in ("dicom", "perhaps") and (part is None or part.looks):
         # A link to a file is one of the series; a folder may be called like a file.
         if _is_file(entry) and (kind == "dicom" or looks_like_dicom(entry.path)):
-            found.dicoms.append((natural_key(name), name))
+            found.dicoms.add(natural_key(name), name)
             return
         kind = "other" if kind == "perhaps" else None
     is_picture = kind == "picture"
@@ -167,7 +165,7 @@ def _sort_in(
         return
     # Only following a link tells what it is, and that is done when its turn has come.
     if is_picture or kind in (None, "nifti") or entry.is_symlink() or entry.is_dir(follow_symlinks=False):
-        found.names.append((natural_key(name), name))
+        found.names.add(natural_key(name), name)
         if not own or not is_picture:
             found.odd.add(name)
     elif kind == "mask":

@@ -10,7 +10,8 @@ from engine.errors import SliceError
 from engine.sources import dicom
 from engine.sources.channels import NiftiFile, Patterns, Scan, combine
 from engine.sources.entries import Entry, SourceFile, Unlisted
-from engine.sources.folders import KeyedName, Listing, kind_of, list_folder
+from engine.sources.folders import Listing, kind_of, list_folder
+from engine.sources.keyed_names import KeyedName
 from engine.sources.series import look, sort_series
 
 

@@ -13,7 +13,8 @@ from typing import Final
 
 from engine.sources.entries import Entry, SourceFile, safe_text
 from engine.sources.files import time_of
-from engine.sources.folders import KeyedName, Listing
+from engine.sources.folders import Listing
+from engine.sources.keyed_names import KeyedName
 from engine.text import shown
 
 LONGEST: Final = 1000
