@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 from benchmarks.machine import CHECKOUT
 from benchmarks.memory import PeakMemory
 from engine.errors import MachineError
+
+STEADY_SECONDS: Final = 1.0
+"""Between the first commit and the last, or there is no telling a rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Ran:
     """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
 
     `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
-    the last, so without the start of the decode workers; of a run with one commit, of the whole. `tables` is
+    the last, so without the start of the decode workers; of a short run, of the whole. `tables` is
     all that is made at the end, `results_csv` that table and errors.csv alone.
     `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
     `stages_wall` what they were counted in.
@@ -165,11 +168,11 @@ def _timed_tables() -> Iterator[list[float]]:
 
 
 def _steady(commits: list[tuple[float, int]]) -> float:
-    """Slices a second from the first commit to the last; 0 where that is less than two commits."""
-    if len(commits) < 2:
+    """Slices a second from the first commit to the last; 0 where they are too close to tell."""
+    if not commits:
         return 0.0
     (began, first), (ended, last) = commits[0], commits[-1]
-    return (last - first) / (ended - began)
+    return (last - first) / (ended - began) if ended - began >= STEADY_SECONDS else 0.0
 
 
 if __name__ == "__main__":
