@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from engine.child import child_environment, death, last_line
 from engine.errors import MachineError
 from engine.mask_worker import answer_of, receive, request_of, send
+from engine.outputs.atomic import clean_after
 from engine.outputs.drawing import Drawn, Found
 
 STRIKES: Final = 3
@@ -54,6 +55,8 @@ class MaskProcesses:
                 if answer is not None:
                     return answer_of(answer)
                 why = process.end()
+                for folder in {os.path.dirname(each.path) for each in masks if each.path}:  # noqa: PTH120
+                    clean_after(process.pid, folder)
                 process = _MaskProcess()
         finally:
             self._idle.put(process)

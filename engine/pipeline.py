@@ -122,7 +122,7 @@ class Pipeline:
     _errors: list[BaseException] = field(default_factory=list)
 
     def run(self) -> Totals:
-        """Work until done. Raises the first error that any part met, after committing what was finished."""
+        """Work until done. Raises the first error that any part met, after committing what was scored."""
         self.totals.started = self.totals.ended = time.monotonic()
         self.totals.busy.hands.update(score=self.scorer.seats, write=WRITERS, commit=1)
         threads = [threading.Thread(target=self._guard, args=(self._feed,), name="feeder")]
@@ -136,12 +136,16 @@ class Pipeline:
         ]
         for thread in threads:
             thread.start()
+        held: list[SliceRow] = []
         try:
-            self._commit()
+            self._commit(held)
         finally:
             self._over.set()
             for thread in threads:
                 thread.join()
+        while not self._rows.empty():
+            held += self._rows.get_nowait()
+        self._commit_rows(held)
         if self._errors:
             raise self._errors[0]
         return self.totals
@@ -233,7 +237,8 @@ class Pipeline:
         return (lambda: None) if self.writer.overlays else partial(self.ring.release, block.block)
 
     def _write(self) -> None:
-        while not self._over.is_set():
+        """Write the masks of what is scored; when the run is over, of what was by then."""
+        while not (self._over.is_set() and self._scored.empty()):
             try:
                 block, scores = self._scored.get(timeout=_TICK)
             except queue.Empty:
@@ -245,17 +250,19 @@ class Pipeline:
             self._put(self._rows, rows)
 
     def _put(self, to: queue.Queue[Item], item: Item) -> None:
-        while not self._over.is_set():
+        """Hand `item` on; when the run is over, if there is room."""
+        while True:
+            is_last = self._over.is_set()
             try:
-                to.put(item, timeout=_TICK)
+                to.put(item, timeout=0.0 if is_last else _TICK)
                 return
             except queue.Full:
-                continue
+                if is_last:
+                    return
 
-    def _commit(self) -> None:
-        """Gather rows and commit them, until every batch that was fed has come out."""
+    def _commit(self, held: list[SliceRow]) -> None:
+        """Gather rows and commit them, until every batch that was fed has come out; `held` is the rest."""
         done = 0
-        held: list[SliceRow] = []
         since = time.monotonic()
         while not (self._fed.is_set() and done == self._batches) and not self._over.is_set():
             try:
@@ -264,11 +271,9 @@ class Pipeline:
             except queue.Empty:
                 pass
             if len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
-                self._commit_rows(held)
-                held, since = [], time.monotonic()
-        while not self._rows.empty():
-            held += self._rows.get_nowait()
-        self._commit_rows(held)
+                self._commit_rows([*held])
+                held.clear()
+                since = time.monotonic()
 
     def _commit_rows(self, rows: list[SliceRow]) -> None:
         if rows:

@@ -25,6 +25,7 @@ from engine.disk import cannot_write
 from engine.errors import MachineError, UsageError
 from engine.here import paths_of
 from engine.ledger import Ledger
+from engine.outputs.atomic import clean_stale
 from engine.outputs.runjson import ClusterReport, GpuReport
 from engine.ray_address import refuse_address
 from engine.run import PROOF_SLICES, Options, Plan, Ran
@@ -105,6 +106,7 @@ class Cluster:
                 drive.run(chain(head, entries))
         except StoppedError:
             return Ran(plan, all_fed=False)
+        self._clean()
         report = ClusterReport(
             nodes=len(drive.names),
             workers=share.workers,
@@ -143,6 +145,14 @@ class Cluster:
             yield str(path)
         finally:
             path.unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        """Take away what workers that died left half written; they are all gone by now."""
+        if self._options.store is None:
+            try:
+                clean_stale(self._options.out)
+            except OSError as error:
+                raise cannot_write(self._options.out, error) from error
 
     def _open(self, plan: Plan, head: list[Slice]) -> tuple[Plan, GpuReport | None]:
         """The plan that came up on one GPU; the others take its models."""

@@ -67,9 +67,9 @@ def write_whole(path: bytes, data: bytes | memoryview) -> None:
 def clean_stale(out: Path) -> int:
     """Delete the temporary files that killed runs left below `out`; returns how many.
 
-    Only for the holder of the run's lock, before its first write. Lists every folder below `out`, so it is
-    for continuations. Links to folders are not followed, but for `out`/masks and its like, which may lie on
-    another disk. Raises OSError when a file cannot be deleted.
+    Only for the holder of the run's lock, while nobody writes. Lists every folder below `out`, so it is for
+    continuations and for clusters. Links to folders are not followed, but for `out`/masks and its like, which
+    may lie on another disk. Raises OSError when a file cannot be deleted.
     """
     linked = [
         top for name in ("masks", "overlays", "probabilities", "volumes") if (top := out / name).is_symlink()
@@ -84,6 +84,14 @@ def clean_stale(out: Path) -> int:
     for path in stale:
         path.unlink()
     return len(stale)
+
+
+def clean_after(process: int, folder: bytes) -> None:
+    """Delete the temporary files that a dead process of this machine left in `folder`, if that can be."""
+    with suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - the names are bytes
+            if _TEMPORARY.fullmatch(os.fsdecode(name)) and name.split(b"-")[2] == b"%d" % process:
+                os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
 
 
 def _temporary_name() -> str:

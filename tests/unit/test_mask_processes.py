@@ -80,6 +80,21 @@ def test_where_nothing_can_be_written_an_error_says_so(processes: MaskProcesses)
     assert isinstance(processes.draw([Found(blob(1), 256, 256, None)])[0], Drawn)
 
 
+def test_what_one_that_dies_had_half_written_is_cleared_away(
+    processes: MaskProcesses, tmp_path: Path
+) -> None:
+    (tmp_path / "v0").mkdir()
+    mine, others = (
+        tmp_path / "v0" / f".tumorscan-01234567-{pid}-8.tmp" for pid in (worker(processes), os.getpid())
+    )
+    mine.touch()
+    others.touch()
+    os.kill(worker(processes), signal.SIGKILL)
+    processes.draw(found(tmp_path, 2))
+    assert not mine.exists()
+    assert others.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_one_that_dies_is_replaced_and_its_masks_drawn(
     processes: MaskProcesses, tmp_path: Path, number: int
