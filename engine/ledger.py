@@ -31,6 +31,7 @@ from engine.ledger_rows import (
     SELECT_PAGE,
     Counts,
     Known,
+    KnownRow,
     SliceRow,
     Status,
     is_sound,
@@ -116,7 +117,7 @@ class Ledger:
         keys = [(order,) for order in orders]
         self._write(lambda connection: connection.executemany("DELETE FROM slices WHERE ord = ?", keys))
 
-    def known(self, after: bytes, limit: int) -> list[Known]:
+    def known(self, after: bytes, limit: int) -> list[KnownRow]:
         """The next slices after the file at `after` (b"" for the first), in order.
 
         Whole files only: `limit` slices and the rest of the last one's file. Empty at the end. Rows are given
@@ -125,7 +126,7 @@ class Ledger:
         page = self._fetch(f"{_SELECT_KNOWN} WHERE ord > ? ORDER BY ord, slice LIMIT ?", (after, limit))
         if len(page) == limit:
             page += self._fetch(f"{_SELECT_KNOWN} WHERE ord = ? AND slice > ? ORDER BY slice", page[-1][:2])
-        return [*map(Known._make, page)]
+        return page
 
     def damaged(self) -> set[bytes]:
         """The files (their orders) of which a row is not what was written. Reads all; commits slip in."""

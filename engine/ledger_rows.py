@@ -51,11 +51,12 @@ class SliceRow:
     transient: bool = False
 
 
-class Known(NamedTuple):
-    """What a continuation needs of a slice that is already in the ledger.
+KnownRow = tuple[bytes, int, str, str, Status, int, int, int]
+"""What `Known` names, as it is read: millions are, and are compared, before the first new slice."""
 
-    A tuple, as millions are made and compared before the first new slice.
-    """
+
+class Known(NamedTuple):
+    """What a continuation needs of a slice that is already in the ledger."""
 
     order: bytes
     slice: int

@@ -11,6 +11,7 @@ from itertools import islice
 
 from engine.errors import SliceError, UsageError
 from engine.ledger import Known, Ledger
+from engine.ledger_rows import KnownRow
 from engine.sources.discovery import SourceFile, Unlisted
 from engine.sources.entries import pages_of
 from engine.sources.files import read_file
@@ -56,7 +57,7 @@ class Pending:
     _at: bytes = b""
     _rows: dict[int, Known] = field(default_factory=dict)
     _volume: Volume | None = None
-    _known: deque[Known] = field(default_factory=deque)
+    _known: deque[KnownRow] = field(default_factory=deque)
     _after: bytes = b""
     _at_end: bool = False
 
@@ -97,13 +98,14 @@ class Pending:
 
     def _pass_over(self, stretch: Stretch) -> int:
         """How many files the stretch begins with that the ledger's next rows have, scored and as they are."""
-        passed = 0
         self._read_ahead(len(stretch.names) + 1)
-        rows = zip(self._known, islice(self._known, 1, None), stretch.signs(), strict=False)
-        for row, next_row, (order, image_path, volume, size, mtime_ns) in rows:
-            if row != (order, 0, image_path, volume, "ok", size, mtime_ns, 0) or next_row.order == order:
-                break
-            passed += 1
+        expected = stretch.as_scored()
+        rows = [*islice(self._known, len(expected) + 1)]
+        passed = len(expected)
+        if rows[:passed] != expected:
+            passed = next(at for at, row in enumerate(expected) if rows[at : at + 1] != [row])
+        if passed and [row[0] for row in rows[passed : passed + 1]] == [expected[passed - 1][0]]:
+            passed -= 1  # the file has more slices
         for _ in range(passed):
             self._known.popleft()
         self.seen += passed
@@ -190,12 +192,12 @@ class Pending:
         """What the ledger has of files whose orders begin with `order`."""
         after = order[:-1]
         while page := self.ledger.known(after, PAGE):
-            for row in page:
+            for row in map(Known._make, page):
                 if row.order.startswith(order):
                     yield row
                 elif row.order > order:
                     return
-            after = page[-1].order
+            after = page[-1][0]
 
     def _pages(self, entry: SourceFile) -> list[SourceFile]:
         """The pages of a picture of which some are known. Raises UsageError where they cannot be counted."""
@@ -234,14 +236,15 @@ class Pending:
     def _take(self, order: bytes) -> list[Known]:
         rows = []
         while (row := self._peek()) is not None and row.order == order:
-            rows.append(self._known.popleft())
+            rows.append(row)
+            self._known.popleft()
         return rows
 
     def _peek(self) -> Known | None:
         # The next page is read as soon as the last row of this one is taken, before any file behind it is
         # given; once at its end the ledger is not asked again. So rows of this very call are never met.
         self._read_ahead(1)
-        return self._known[0] if self._known else None
+        return Known._make(self._known[0]) if self._known else None
 
     def _read_ahead(self, rows: int) -> None:
         """Have so many rows at hand, if there are."""
@@ -250,7 +253,7 @@ class Pending:
             self._known.extend(page)
             self._at_end = not page
             if page:
-                self._after = page[-1].order
+                self._after = page[-1][0]
 
 
 def _difference(entry: SourceFile | Unlisted, row: Known) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
+from engine.ledger_rows import Known
 from engine.sources import endings
 from engine.sources import stretches as stretches_module
 from engine.sources.discovery import Discovery, SourceFile, Unlisted, natural_key
@@ -242,7 +243,7 @@ def test_a_file_of_a_far_future_has_the_last_time_that_a_ledger_can_keep(tmp_pat
         assert entry.mtime_ns == read_content(entry.path).mtime_ns == 2**63 - 1
     (stretch, *_) = Discovery([str(tmp_path)], None, None).in_stretches()
     assert isinstance(stretch, Stretch)
-    assert [mtime_ns for *_, mtime_ns in stretch.signs()] == [2**63 - 1]
+    assert [Known._make(row).mtime_ns for row in stretch.as_scored()] == [2**63 - 1]
 
 
 def test_every_bad_file_is_found_or_reported(tmp_path: Path) -> None:
@@ -511,26 +512,27 @@ def test_a_walk_in_stretches_leaves_out_what_is_passed_and_nothing_else(
         patch.setattr(stretches_module, "GIVEN_SINGLY", singly)
         for entry in discovery.in_stretches():
             if isinstance(entry, Stretch):
-                signs = list(entry.signs())
-                entry.passed = min(next(pace, 0), len(signs))
-                gone.update(order for order, *_ in signs[: entry.passed])
+                scored = entry.as_scored()
+                entry.passed = min(next(pace, 0), len(scored))
+                gone.update(order for order, *_ in scored[: entry.passed])
             else:
                 left.append(entry)
     assert left == [entry for entry in whole if entry.order not in gone]
     assert discovery.skipped_masks == 1
 
 
-def test_the_signs_of_a_stretch_are_those_of_its_files_up_to_what_is_none(tmp_path: Path) -> None:
+def test_a_stretch_tells_what_is_known_of_its_files_up_to_what_is_none(tmp_path: Path) -> None:
     make(tmp_path, "1.tif", "2.tif", "3.tif", "4.tif")
     stretch = next(Discovery([str(tmp_path)], None, Path("/nowhere")).in_stretches())
     assert isinstance(stretch, Stretch)
     files = [entry for entry in found(tmp_path) if isinstance(entry, SourceFile)]
     assert len(files) == 4
-    assert list(stretch.signs()) == [
-        (file.order, file.image_path, file.volume, file.size, file.mtime_ns) for file in files
+    assert stretch.as_scored() == [
+        Known(file.order, 0, file.image_path, file.volume, "ok", file.size, file.mtime_ns, 0)
+        for file in files
     ]
     (tmp_path / "3.tif").unlink()
-    assert len(list(stretch.signs())) == 2
+    assert len(stretch.as_scored()) == 2
 
 
 @pytest.mark.parametrize("digits", [254, 255, 256, 600])

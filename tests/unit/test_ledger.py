@@ -23,6 +23,7 @@ from engine.disk import flush_all
 from engine.errors import MachineError, UsageError
 from engine.ledger import Counts, Known, Ledger, SliceRow, Status
 from engine.ledger_readers import stored_identity, stored_rows
+from engine.ledger_rows import KnownRow
 
 IDENTITY = {"bundle": "ab" * 32, "gate_threshold": 0.5, "precision": "fp32"}
 
@@ -82,14 +83,14 @@ def test_an_empty_ledger_counts_nothing(ledger: Ledger) -> None:
 def test_a_page_of_known_slices_never_splits_a_file(ledger: Ledger) -> None:
     ledger.commit([scored(b"a"), *(scored(b"b", number) for number in range(5)), scored(b"c")])
     first = ledger.known(b"", 2)
-    assert [(known.order, known.slice) for known in first] == [(b"a", 0), *((b"b", n) for n in range(5))]
-    assert [known.order for known in ledger.known(first[-1].order, 2)] == [b"c"]
+    assert [known[:2] for known in first] == [(b"a", 0), *((b"b", n) for n in range(5))]
+    assert [order for order, *_ in ledger.known(first[-1][0], 2)] == [b"c"]
 
 
 def test_a_forgotten_file_loses_all_its_slices(ledger: Ledger) -> None:
     ledger.commit([scored(b"a"), scored(b"b", 0), scored(b"b", 1)])
     ledger.forget([b"b", b"never seen"])
-    assert [known.order for known in ledger.known(b"", 10)] == [b"a"]
+    assert [order for order, *_ in ledger.known(b"", 10)] == [b"a"]
 
 
 def test_notes_survive_closing_and_opening(path: Path) -> None:
@@ -191,8 +192,8 @@ def test_any_history_leaves_what_a_dict_would_hold(
         expected = [model[key] for key in sorted(model)]
         with ledger:
             assert list(ledger.rows(batch=limit)) == expected
-            paged: list[Known] = []
-            while page := ledger.known(paged[-1].order if paged else b"", limit):
+            paged: list[KnownRow] = []
+            while page := ledger.known(paged[-1][0] if paged else b"", limit):
                 paged += page
             assert paged == [
                 Known(**{name: getattr(row, name) for name in Known._fields}) for row in expected
@@ -324,7 +325,7 @@ def test_a_row_that_is_not_what_was_written_is_told_from_its_neighbours(path: Pa
     with Ledger.open(path, IDENTITY, fresh=False) as ledger:
         assert ledger.damaged() == {b"b"}
         assert [*map(ledger.is_damaged, (b"a", b"b", b"c", b"none"))] == [False, True, False, False]
-        assert [row.order for row in ledger.known(b"", 10)] == [b"a", b"b", b"c"]
+        assert [order for order, *_ in ledger.known(b"", 10)] == [b"a", b"b", b"c"]
         with pytest.raises(MachineError, match="damaged meanwhile: run the same command again"):
             list(ledger.rows())
 
