@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.machine import CHECKOUT
 from benchmarks.memory import PeakMemory
 from engine.errors import MachineError
-from engine.garbage import collect_seldom
+from engine.own_process import tune
 
 STEADY_SECONDS: Final = 1.0
 """Between the first commit and the last, or there is no telling a rate."""
@@ -99,9 +99,9 @@ def run(job: Job, *, memory: bool = False) -> Ran:
 
 def main() -> None:
     job, began = Job(**json.loads(sys.argv[1])), float(sys.argv[2])
-    collect_seldom()  # as the command does
     if job.cores is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores])
+    tune()  # as the command does
     from benchmarks.null import null_models
     from benchmarks.stages import CpuByStage
     from engine.pipeline import Totals

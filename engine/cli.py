@@ -15,7 +15,7 @@ from engine.commands import bench, build, doctor, engines, merge, parity, report
 from engine.commands.examples import add_examples
 from engine.commands.screen import complaint, lasting, speak_json
 from engine.errors import TumorscanError
-from engine.garbage import collect_seldom
+from engine.own_process import tune
 
 BUG_STATUS = 1
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command and exit with its status (each command's --help names them)."""
-    collect_seldom()
+    tune()
     if re.search(r"(^|\0)--log-format[=\0]json(\0|$)", "\0".join(sys.argv)):
         speak_json()  # from the first word that is wrong on
     try:

@@ -22,6 +22,7 @@ from engine.errors import TumorscanError
 from engine.ledger import SliceRow
 from engine.opening import open_run, writer_for
 from engine.outputs.leftovers import FOLDERS
+from engine.own_process import tune
 from engine.pipeline import Pipeline
 from engine.sources.discovery import SourceFile
 from engine.stop import Stop, StoppedError
@@ -44,6 +45,7 @@ class Worker:
     def __init__(self, terms: Terms, board: Any) -> None:
         import ray
 
+        tune()
         context = ray.get_runtime_context()
         self._name, self._node = context.get_actor_id(), context.get_node_id()
         self._options = terms.options
