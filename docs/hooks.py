@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from typer.cli import get_docs_for_click
 
-from engine.cli import whole_app
+from engine.app import whole_app
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

@@ -1,92 +1,45 @@
-"""The command `tumorscan`: hangs the commands on it, and tells how one ended; no work of its own."""
+"""The command `tumorscan`: from its first line on, Ctrl-C and SIGTERM end it with a line of its own."""
 
 from __future__ import annotations
 
-import re
-import sys
-import tempfile
-import traceback
-from typing import Annotated, NoReturn
-
-import typer
-
-from engine import __version__
-from engine.commands import bench, build, doctor, engines, merge, parity, report, score
-from engine.commands.examples import add_examples
-from engine.commands.screen import complaint, lasting, speak_json
-from engine.errors import TumorscanError
-from engine.own_process import tune
-
-BUG_STATUS = 1
-
-app = typer.Typer(
-    name="tumorscan",
-    help="Bulk scoring of brain-MRI slices: which show a tumour, where, and how fast.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, ModuleType
 
 
 def main() -> None:
     """Run the command and exit with its status (each command's --help names them)."""
-    tune()
-    if re.search(r"(^|\0)--log-format[=\0]json(\0|$)", "\0".join(sys.argv)):
-        speak_json()  # from the first word that is wrong on
-    try:
-        status = whole_app()(standalone_mode=False)
-    except TumorscanError as error:
-        _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            _fail_with_log(error)
-        elif said := error.format_message():  # typer's own: an unknown option, a missing argument
-            _fail(f"{said} (see tumorscan --help)", 2)
-        sys.exit(2)  # no command at all: typer has printed the help
-    sys.exit(status if isinstance(status, int) else 0)
+    with _held_back() as asked:
+        app = load()
+        command = app.whole_app()
+    app.run(command, asked)
 
 
-def whole_app() -> typer.Typer:
-    """The app with every command on it, and examples at the end of their help."""
-    import trainer.cli
+def load() -> ModuleType:
+    """What the command is. It takes half a second, in which a signal would leave a traceback."""
+    from engine import app
 
-    if not app.registered_commands:
-        for command in (score, merge, report, bench, doctor, build, engines, parity):
-            command.register(app)
-        trainer.cli.register(app)
-        add_examples(app)
     return app
 
 
-@app.callback(invoke_without_command=True)
-def top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    """Bulk scoring of brain-MRI slices: which show a tumour, where, and how fast."""
-    if version:
-        typer.echo(f"tumorscan {__version__}")
-        raise typer.Exit
+@contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """The signals that ask for an end while this lasts; those that are ignored stay so."""
+    asked: list[int] = []
 
+    def take(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
 
-def _fail(text: str, status: int) -> NoReturn:
-    typer.echo(complaint(text, status), file=lasting(sys.stderr), nl=False)
-    sys.exit(status)
-
-
-def _fail_with_log(error: Exception) -> NoReturn:
-    """Our own bug: the traceback goes to a file, one line to the screen."""
-    what = f"a fault of tumorscan itself ({type(error).__name__}: {error})"
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: handler for number, handler in kept.items() if handler is not signal.SIG_IGN}
+    for number in kept:
+        signal.signal(number, take)
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="tumorscan-", suffix=".log", delete=False, errors="backslashreplace"
-        ) as file:
-            file.write(f"tumorscan {__version__}\n{' '.join(sys.argv)}\n\n")
-            traceback.print_exception(error, file=file)
-    except OSError as full:
-        traceback.print_exception(error)
-        _fail(f"{what}; it could not be written to a log file ({full.strerror})", BUG_STATUS)
-    _fail(f"{what}; the details are in {file.name}", BUG_STATUS)
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

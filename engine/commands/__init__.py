@@ -1,1 +1,1 @@
-"""One file a command: parses, validates and prints; `engine.cli` hangs them on the app."""
+"""One file a command: parses, validates and prints; `engine.app` hangs them on the app."""

@@ -50,7 +50,10 @@ class SignalStop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The handlers stay: a signal that comes now finds everything done, and takes nothing from the status.
+        # A signal that comes now finds everything done, and takes nothing from the status. Python gives its
+        # handlers back when it ends, and what is ignored it leaves.
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         self._over.set()
         os.write(self._told, b"\0")  # so that it need not wait for its next look

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import engine.opening
-import engine.watch.display
-from engine.cli import main
+from types import ModuleType
 
-engine.opening.FILE_TIMEOUT = 2.0
-engine.watch.display.LINE_SECONDS = 1.0
+from engine import cli
+
+
+def load() -> ModuleType:
+    import engine.opening
+    import engine.watch.display
+    from engine import app
+
+    engine.opening.FILE_TIMEOUT = 2.0
+    engine.watch.display.LINE_SECONDS = 1.0
+    return app
+
 
 if __name__ == "__main__":
-    main()
+    cli.load = load
+    cli.main()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import whole_app
+from engine.app import whole_app
 from engine.commands.configured import kinds_of
 from engine.commands.score import score_command
 from engine.config import read_options

@@ -19,7 +19,7 @@ import pytest
 import typer
 import yaml
 
-from engine.cli import whole_app
+from engine.app import whole_app
 from engine.commands.examples import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from engine.cli import whole_app
+from engine.app import whole_app
 from tests.tools import tool
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
