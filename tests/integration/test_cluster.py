@@ -226,7 +226,7 @@ def test_a_cluster_that_does_not_come_back_ends_the_run_which_goes_on_here(
             line,
             cwd=workplace,
             env=environment(),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
