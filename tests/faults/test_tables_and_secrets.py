@@ -137,12 +137,12 @@ def test_unfinished_files_can_be_opened_by_their_owner_only(work: Path, bundle: 
 
 
 def test_the_log_of_a_fault_is_its_owners(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine import cli
+    from engine import app
 
     monkeypatch.setenv("TMPDIR", str(work))
     monkeypatch.setattr("tempfile.tempdir", None)
     with pytest.raises(SystemExit):
-        cli._fail_with_log(RuntimeError("of ours"))
+        app._fail_with_log(RuntimeError("of ours"))
     (log,) = work.glob("tumorscan-*.log")
     assert log.stat().st_mode & 0o777 == 0o600
 
