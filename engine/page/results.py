@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, cast
@@ -195,11 +196,15 @@ def _read_tables(folder: Path) -> list[Slice]:
     errors = folder / "errors.csv"
     why = {(each["image_path"], each["slice"]): each for each in _records(errors)} if errors.is_file() else {}
     table = folder / "results.csv"
-    return [_of_table(table, number, each, why) for number, each in enumerate(_records(table), 2)]
+    with closing(_records(table)) as records:
+        return [_of_table(table, number, each, why) for number, each in enumerate(records, 2)]
 
 
-def _records(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a table by column. Raises UsageError where it cannot be read or is none of ours."""
+def _records(path: Path) -> Generator[dict[str, str], None, None]:
+    """The rows of a table by column; its file is closed with it.
+
+    Raises UsageError where it cannot be read or is none of ours.
+    """
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -222,7 +227,8 @@ def _millilitres(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        return {each["volume"]: float(each["ml"]) for each in _records(path) if each["ml"]}
+        with closing(_records(path)) as records:
+            return {each["volume"]: float(each["ml"]) for each in records if each["ml"]}
     except ValueError as error:
         raise UsageError(f"{shown(path)} is damaged: {error}") from error
 
