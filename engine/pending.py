@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import eq
 
 from engine.errors import SliceError, UsageError
 from engine.ledger import Known, Ledger
@@ -100,11 +101,9 @@ class Pending:
         """How many files the stretch begins with that the ledger's next rows have, scored and as they are."""
         self._read_ahead(len(stretch.names) + 1)
         expected = stretch.as_scored()
-        rows = [*islice(self._known, len(expected) + 1)]
-        passed = len(expected)
-        if rows[:passed] != expected:
-            passed = next(at for at, row in enumerate(expected) if rows[at : at + 1] != [row])
-        if passed and [row[0] for row in rows[passed : passed + 1]] == [expected[passed - 1][0]]:
+        passed = [*map(eq, self._known, expected), False].index(False)
+        behind = next(islice(self._known, passed, None), None)
+        if passed and behind is not None and behind[0] == expected[passed - 1][0]:
             passed -= 1  # the file has more slices
         for _ in range(passed):
             self._known.popleft()

@@ -136,9 +136,8 @@ class Pipeline:
         ]
         for thread in threads:
             thread.start()
-        held: list[SliceRow] = []
         try:
-            self._commit(held)
+            held = self._commit()
         finally:
             self._over.set()
             for thread in threads:
@@ -260,9 +259,10 @@ class Pipeline:
                 if is_last:
                     return
 
-    def _commit(self, held: list[SliceRow]) -> None:
-        """Gather rows and commit them, until every batch that was fed has come out; `held` is the rest."""
+    def _commit(self) -> list[SliceRow]:
+        """Gather rows and commit them, until every batch that was fed has come out; those that are left."""
         done = 0
+        held: list[SliceRow] = []
         since = time.monotonic()
         while not (self._fed.is_set() and done == self._batches) and not self._over.is_set():
             try:
@@ -271,9 +271,9 @@ class Pipeline:
             except queue.Empty:
                 pass
             if len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
-                self._commit_rows([*held])
-                held.clear()
-                since = time.monotonic()
+                self._commit_rows(held)
+                held, since = [], time.monotonic()
+        return held
 
     def _commit_rows(self, rows: list[SliceRow]) -> None:
         if rows:

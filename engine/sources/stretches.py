@@ -40,22 +40,15 @@ class Stretch:
     def as_scored(self) -> list[KnownRow]:
         """What a ledger has of its files if they are scored and still as they were.
 
-        Up to the first name that is odd or no file. (In one loop that calls little: there are millions.)
+        Up to the first name that is odd or no file.
         """
         path, text, volume, order = self._shared()
         found: list[KnownRow] = []
-        look, is_file, odd = os.stat, stat.S_ISREG, self.odd
         for key, name in self.names:
-            if name in odd:
+            if name in self.odd or (status := _look(path + name)) is None:
                 break
-            try:
-                status = look(path + name)
-            except OSError:
-                break
-            if not is_file(status.st_mode):
-                break
-            image_path = text + name.decode("utf-8", "backslashreplace")
-            found.append((order + key, 0, image_path, volume, "ok", status.st_size, time_of(status), 0))
+            size, mtime_ns = status.st_size, time_of(status)
+            found.append((order + key, 0, text + shown(name), volume, "ok", size, mtime_ns, 0))
         return found
 
     def entries(self) -> Iterator[SourceFile | Entry]:
