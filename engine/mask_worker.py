@@ -1,28 +1,25 @@
 """The mask worker: a process that draws masks, so that a fast GPU's host has its interpreter for the rest.
 
-It is started as `python -m engine.mask_worker` with one inherited descriptor, a stream. A message is two
-lengths (bytes), a JSON array and what belongs to it. It is asked [[path, height, width], ...], paths as
-latin-1 text or null, with the masks' bits behind it, 8 KB each, row by row; it answers [[run lengths, pixels,
-x, y, width, height] or [errno], ...], or one errno where nothing can be written.
+It is started as `python -m engine.mask_worker` with one inherited descriptor, a stream. It is asked
+[[path, height, width], ...], paths as latin-1 text or null, with the masks' bits behind it, 8 KB each, row by
+row; it answers [[run lengths, pixels, x, y, width, height] or [errno], ...], or one errno where nothing can
+be written.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import struct
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from engine.channel import receive, send
 from engine.child import die_with
 from engine.outputs.drawing import Drawn, DrawnHere, Found
 from engine.sources.geometry import SIDE
-
-_LENGTHS: Final = struct.Struct("<II")
 
 
 def main() -> None:
@@ -59,33 +56,6 @@ def answer_of(message: Any) -> list[Drawn | OSError]:
         OSError(each[0], os.strerror(each[0])) if len(each) == 1 else Drawn(each[0], each[1], tuple(each[2:]))
         for each in message
     ]
-
-
-def send(to: socket.socket, message: Any, data: bytes = b"") -> None:
-    """Send one message. Raises OSError where nobody reads it."""
-    text = json.dumps(message).encode()
-    to.sendall(_LENGTHS.pack(len(text), len(data)) + text + data)
-
-
-def receive(sender: socket.socket) -> tuple[Any, bytes] | None:
-    """The next message, None where the sender is gone. Raises OSError."""
-    head = _exactly(sender, _LENGTHS.size)
-    if head is None:
-        return None
-    lengths = _LENGTHS.unpack(head)
-    body = _exactly(sender, sum(lengths))
-    return None if body is None else (json.loads(body[: lengths[0]]), body[lengths[0] :])
-
-
-def _exactly(sender: socket.socket, count: int) -> bytes | None:
-    data = bytearray(count)
-    left = memoryview(data)
-    while left:
-        received = sender.recv_into(left)
-        if not received:
-            return None
-        left = left[received:]
-    return bytes(data)
 
 
 def _masks(asked: list[list[Any]], bits: bytes) -> list[Found]:

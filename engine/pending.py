@@ -99,6 +99,10 @@ class Pending:
 
     def _pass_over(self, stretch: Stretch) -> int:
         """How many files the stretch begins with that the ledger's next rows have, scored and as they are."""
+        row = self._peek()
+        stretch.is_last = row is None
+        if row is None or row.order != stretch.first:
+            return 0
         self._read_ahead(len(stretch.names) + 1)
         expected = stretch.as_scored()
         passed = [*map(eq, self._known, expected), False].index(False)

@@ -26,6 +26,7 @@ from engine.sources.dicom import NoSliceError
 from engine.sources.entries import Entry, SourceFile, Unlisted, safe_text
 from engine.sources.files import NOT_A_FILE, io_failure
 from engine.sources.folders import Far, Kind, Listing, kind_of, list_folder, natural_key
+from engine.sources.looking import Looking
 from engine.sources.named import input_entries, list_entries, place_of, refuse_overlap, typed_path
 from engine.sources.patients import Patients
 from engine.sources.series import dicom_refused, is_dicom, nifti_slices, single, sort_series
@@ -92,21 +93,23 @@ class Discovery:
         self._patients = None if channels is None else Patients(channels)
         self._dealt = dealt
         self._looks_inside = True
-        self._gives_stretches = False
+        self._looking: Looking | None = None
         self.skipped_masks = 0
         self.skipped_other = 0
 
     def __iter__(self) -> Iterator[SourceFile | Unlisted]:
-        return cast("Iterator[SourceFile | Unlisted]", self._found(gives_stretches=False))
+        return cast("Iterator[SourceFile | Unlisted]", self._found(None))
 
     def in_stretches(self) -> Iterator[SourceFile | Unlisted | Stretch]:
         """The same, but files of a folder may come as a stretch first; those that it says are passed do not
         come by themselves.
         """
-        return self._found(gives_stretches=True)
+        lists = self._dealt is None and not any(map(is_address, self._inputs))
+        with Looking(lists=lists) as looking:
+            yield from self._found(looking)
 
-    def _found(self, *, gives_stretches: bool) -> Iterator[SourceFile | Unlisted | Stretch]:
-        self._gives_stretches = gives_stretches
+    def _found(self, looking: Looking | None) -> Iterator[SourceFile | Unlisted | Stretch]:
+        self._looking = looking
         self.skipped_masks = 0
         self.skipped_other = 0
         if self._dealt is not None:
@@ -169,6 +172,8 @@ class Discovery:
                 if folders:
                     folders.pop()
                     identities.pop()
+                    if self._looking is not None:
+                        self._looking.leave()
                 continue
             is_folder = False
             try:
@@ -183,6 +188,8 @@ class Discovery:
                 identity = (status.st_dev, status.st_ino)
                 if identity not in identities:
                     listing = self._list(entry)
+                    if self._looking is not None:
+                        self._looking.enter(entry.path, listing)
                     waiting.append(self._contents(entry, listing))
                     folders.append(entry)
                     identities.append(identity)
@@ -202,6 +209,9 @@ class Discovery:
         return stat.S_ISDIR(self._stat(typed).st_mode) if is_address(typed) else os.path.isdir(typed)
 
     def _list(self, folder: Entry) -> Listing:
+        looked_at = None if self._looking is None else self._looking.listing(folder.path)
+        if looked_at is not None:
+            return looked_at
         names = self._expect_far(folder.path).list_folder if is_address(folder.path) else list_folder
         return names(folder.path, self._part_of(folder))
 
@@ -246,8 +256,8 @@ class Discovery:
         """Its pictures, looked at, among what is yet to be."""
         if is_address(folder.path):
             return folder.below(listing.names)
-        if self._gives_stretches:
-            return stretches(folder, listing)
+        if self._looking is not None:
+            return stretches(folder, listing, self._looking)
         return Stretch(folder, listing.names, listing.odd).entries()
 
     def _is_found(self, folder: Entry, found: SourceFile | Unlisted) -> bool:

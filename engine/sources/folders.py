@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from engine.sources import endings
-from engine.sources.keyed_names import KeyedNames
+from engine.sources.keyed_names import KeyedName, KeyedNames
 from engine.sources.series import is_dicom
 from engine.sources.shards import FolderPart
+from engine.sources.statuses import Statuses
 
 Kind = Literal["picture", "nifti", "dicom", "perhaps", "mask", "other"]
 
@@ -56,14 +57,16 @@ class Listing:
     """What a folder holds, sorted: `names` of folders, pictures, NIfTI files and links; its `dicoms`.
 
     `odd` are those of `names` that only a look by itself tells what they are and whether they are wanted; the
-    others are pictures if they are files. `masks` and `others` count what is passed over.
+    others are pictures if they are files. `masks` and `others` count what is passed over. `statuses` are the
+    names', where they were looked at already.
     """
 
-    names: KeyedNames = field(default_factory=KeyedNames)
+    names: Sequence[KeyedName] = field(default_factory=KeyedNames)
     odd: set[bytes] = field(default_factory=set)
     dicoms: KeyedNames = field(default_factory=KeyedNames)
     masks: int = 0
     others: int = 0
+    statuses: Statuses | None = None
 
 
 class Far(Protocol):
@@ -92,16 +95,22 @@ def sort_names(
     entries: Iterable[Name], part: FolderPart | None, looks_like_dicom: Callable[[bytes], bool]
 ) -> Listing:
     """What a folder holds, or `part` of it, of what it was listed as."""
-    found = Listing()
+    names = KeyedNames()
+    found = Listing(names)
     for entry in entries:
         name = entry.name
-        if part is None and kind_of(name) == "picture" and not name.startswith(b"."):  # what most are
-            found.names.add(natural_key(name), name)
+        if part is None and is_picture(name):  # what most are
+            names.add(natural_key(name), name)
         else:
-            _sort_in(found, entry, part, looks_like_dicom)
-    found.names.sort()
+            _sort_in(found, names, entry, part, looks_like_dicom)
+    names.sort()
     found.dicoms.sort()
     return found
+
+
+def is_picture(name: bytes) -> bool:
+    """Whether a file of this name in a folder is a slice by itself."""
+    return kind_of(name) == "picture" and not name.startswith(b".")
 
 
 def kind_of(name: bytes) -> Kind:
@@ -144,7 +153,11 @@ def natural_key(name: bytes) -> bytes:
 
 
 def _sort_in(
-    found: Listing, entry: Name, part: FolderPart | None, looks_like_dicom: Callable[[bytes], bool]
+    found: Listing,
+    names: KeyedNames,
+    entry: Name,
+    part: FolderPart | None,
+    looks_like_dicom: Callable[[bytes], bool],
 ) -> None:
     name = entry.name
     if name.startswith(b"."):
@@ -165,7 +178,7 @@ def _sort_in(
         return
     # Only following a link tells what it is, and that is done when its turn has come.
     if is_picture or kind in (None, "nifti") or entry.is_symlink() or entry.is_dir(follow_symlinks=False):
-        found.names.add(natural_key(name), name)
+        names.add(natural_key(name), name)
         if not own or not is_picture:
             found.odd.add(name)
     elif kind == "mask":

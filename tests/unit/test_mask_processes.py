@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,14 +122,14 @@ def test_one_that_hangs_is_replaced(
 def test_those_that_do_not_stay_alive_end_the_run_with_their_complaint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mask_processes.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     complaint = "mask workers do not stay alive: one ended with status 1"
     with MaskProcesses(1) as processes, pytest.raises(MachineError, match=complaint):
         processes.draw([Found(blob(1), 256, 256, None)])
 
 
 def test_one_that_cannot_be_started_is_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_processes.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(MachineError, match="a mask worker cannot be started"):
         MaskProcesses(2)
 

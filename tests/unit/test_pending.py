@@ -19,9 +19,11 @@ from engine import pending as pending_module
 from engine.errors import Failure, UsageError
 from engine.ledger import Ledger, SliceRow
 from engine.pending import Pending
+from engine.sources import looking
 from engine.sources import stretches as stretches_module
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.entries import numbered, pages_of
+from engine.sources.statuses import Statuses, look_at
 from engine.sources.volumes import Volume
 from tests.volumes import tiff_pages
 
@@ -310,9 +312,31 @@ def test_a_walk_in_stretches_gives_what_a_walk_of_files_does(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pending_module, "PAGE", page)
+        patch.setattr(looking, "MANY", 1)
         patch.setattr(stretches_module, "LONGEST", longest)
         patch.setattr(stretches_module, "GIVEN_SINGLY", 1)
         assert outcome(in_stretches=True) == outcome(in_stretches=False)
+
+
+@pytest.mark.parametrize("known", [range(200), range(0, 2000, 10), range(1999, 2000)])
+def test_new_files_behind_known_ones_are_seldom_looked_at_twice(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, known: range
+) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number}.tif").write_bytes(b"x")
+    discovery = Discovery([str(tmp_path)], None, Path("/nowhere"))
+    files = [entry for entry in discovery if isinstance(entry, SourceFile)]
+    ledger.commit([scored(files[number]) for number in known])
+    looked: list[int] = []
+
+    def look(folder: bytes, names: list[bytes]) -> Statuses:
+        looked.append(len(names))
+        return look_at(folder, names)
+
+    monkeypatch.setattr(stretches_module, "look_at", look)
+    given = list(Pending(discovery, ledger, again=discovery.in_stretches))
+    assert len(given) == 2000 - len(known)
+    assert sum(looked) <= 4000
 
 
 def of_volume(
