@@ -58,6 +58,8 @@ _STACK: Final = (
         SELECT *, row_number() OVER (PARTITION BY volume ORDER BY ord, slice) AS place FROM stacks
     ) WHERE place = 1""",
 )
+MADE: Final = "made"
+"""The note of what was made of all rows: it goes as soon as one is committed or forgotten."""
 _LOOKED_THROUGH_AT_ONCE: Final = 256
 """Rows for which a commit has to wait."""
 
@@ -110,12 +112,12 @@ class Ledger:
         if any(row.mask_path or row.has_mask for row in rows):
             flush_all(self._folders)
         kept = [*map(stored, rows)]
-        self._write(lambda connection: connection.executemany(_INSERT, kept))
+        self._change(lambda connection: connection.executemany(_INSERT, kept))
 
     def forget(self, orders: Iterable[bytes]) -> None:
         """Delete every slice of the files at `orders` in one transaction, so that they are scored again."""
         keys = [(order,) for order in orders]
-        self._write(lambda connection: connection.executemany("DELETE FROM slices WHERE ord = ?", keys))
+        self._change(lambda connection: connection.executemany("DELETE FROM slices WHERE ord = ?", keys))
 
     def known(self, after: bytes, limit: int) -> list[KnownRow]:
         """The next slices after the file at `after` (b"" for the first), in order.
@@ -236,6 +238,15 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _change(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Do `work` on the rows; the note of what was made of them goes with the same transaction."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM meta WHERE key = ?", (MADE,))
+            work(connection)
+
+        self._write(change)
 
     def _write(self, work: Callable[[sqlite3.Connection], object], *, in_temporary: bool = False) -> None:
         """Do `work` in one transaction, as often as the disk needs."""

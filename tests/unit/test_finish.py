@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from engine import finish as finish_module
 from engine.errors import MachineError
 from engine.finish import Finish, finish
 from engine.ledger import Ledger, SliceRow
@@ -221,3 +222,81 @@ def test_a_folder_that_takes_no_file_is_one_line(scene: Scene) -> None:
     scene.add("data/p", None)
     with pytest.raises(MachineError, match="cannot be written"):
         finish(scene.ledger, Finish(Path("/proc/self")))
+
+
+def made_anew(scene: Scene, how: Finish, *, whole: bool = True) -> bool:
+    """Whether `finish` writes the tables, which it does not where they are there already."""
+    with pytest.MonkeyPatch.context() as patch:
+        written: list[str] = []
+        for name in ("write_volumes", "write_tables"):
+            write = getattr(finish_module, name)
+            patch.setattr(
+                finish_module, name, lambda *words, _w=write, _n=name: (written.append(_n), _w(*words))
+            )
+        finish(scene.ledger, how, whole=whole)
+    assert len(written) in (0, 2)
+    return bool(written)
+
+
+def test_tables_of_pictures_are_left_alone_while_no_row_changes(scene: Scene) -> None:
+    how = Finish(scene.out)
+    scene.add("data/p", squares((3, 3, 5)), "truncated", None)
+    finish(scene.ledger, how)
+    assert not made_anew(scene, how)
+    scene.ledger.set_meta("seconds", 3.5)
+    assert not made_anew(scene, how)
+    scene.add("data/q", None)
+    assert made_anew(scene, how)
+    assert len(scene.results()) == 4
+    assert not made_anew(scene, how)
+    scene.ledger.forget([next(row.order for row in scene.ledger.rows())])
+    assert made_anew(scene, how)
+    assert len(scene.results()) == 3
+
+
+@pytest.mark.parametrize("name", ["volumes.csv", "results.csv", "errors.csv"])
+def test_a_table_that_was_touched_or_taken_away_is_made_anew(scene: Scene, name: str) -> None:
+    how = Finish(scene.out)
+    scene.add("data/p", squares((3, 3, 5)), None)
+    finish(scene.ledger, how)
+    tables = {path: path.read_bytes() for path in scene.out.glob("*.csv")}
+    (scene.out / name).write_bytes(b"edited")
+    assert made_anew(scene, how)
+    assert {path: path.read_bytes() for path in scene.out.glob("*.csv")} == tables
+    (scene.out / name).unlink()
+    finish(scene.ledger, how)
+    assert {path: path.read_bytes() for path in scene.out.glob("*.csv")} == tables
+
+
+def test_other_options_and_volumes_of_headers_are_made_anew(scene: Scene) -> None:
+    how = Finish(scene.out)
+    scene.add("data/p", squares((3, 3, 5)), None)
+    finish(scene.ledger, how)
+    assert made_anew(scene, how, whole=False)
+    assert made_anew(scene, how)
+    for other in (
+        dataclasses.replace(how, masks="rle"),
+        dataclasses.replace(how, probabilities=True),
+        dataclasses.replace(how, components=LARGEST),
+        dataclasses.replace(how, components=LARGEST),
+    ):
+        assert made_anew(scene, other)
+    assert made_anew(scene, how)
+    assert not made_anew(scene, how)
+
+
+def test_tables_that_a_kill_cut_short_are_made_anew(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = Finish(scene.out)
+    scene.add("data/p", None)
+    finish(scene.ledger, how)
+    scene.add("data/q", None)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish_module, "write_tables", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finish(scene.ledger, how)
+    finish(scene.ledger, how)
+    assert len(scene.results()) == 2
