@@ -45,12 +45,23 @@ def test_each_change_is_trained_once_on_the_baselines_split_for_as_many_steps(
     for _ in range(2):
         for name, change in CHANGES.items():
             of.train(name, change)
-            of.judge(name, of.train_classifier())
+            of.judge(name, of.train_classifier(name, change))
             (tmp_path / "runs" / name / "judged").mkdir(exist_ok=True)
             (tmp_path / "runs" / name / "judged" / "evaluation.json").touch()
     trained = [words for words in commands if words[:2] == ("train", "segmenter")]
     assert len(trained) == len(CHANGES)
-    assert [words for words in commands if words[:2] == ("train", "classifier")] == commands[1:2]
+    classifiers = [words for words in commands if words[:2] == ("train", "classifier")]
+    own = [name for name, change in CHANGES.items() if change.own_split]
+    assert [words[words.index("--split") + 1] for words in classifiers] == [
+        str(tmp_path / "runs" / name / "seg" / "split.json") for name in own
+    ]
+    for words in (words for words in commands if words[0] == "export"):
+        classifier, segmenter = (
+            Path(words[words.index(f"--{kind}") + 1]) for kind in ("classifier", "segmenter")
+        )
+        assert classifier.parent == (
+            segmenter.parents[0] if "article-by-slice" in words[-1] else tmp_path / "runs"
+        )
     split = ("--split", str(tmp_path / "runs" / BASELINE / "seg" / "split.json"))
     for words, change in zip(trained, CHANGES.values(), strict=True):
         assert (split[1] in words) != change.own_split
