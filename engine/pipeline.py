@@ -92,7 +92,7 @@ class Pipeline:
         on_commit: called by that thread with the rows of each transaction. The run waits for it.
         on_pages: called with a picture that turned out to have so many pages, before any of their rows.
         on_decoded: called with each block, of whose files only those with pages will be read again.
-        hold: how long rows wait for one transaction, in seconds.
+        hold: how long rows wait for one transaction, in seconds; the first do not.
     """
 
     entries: Iterator[SourceFile | Unlisted | None]
@@ -270,7 +270,8 @@ class Pipeline:
                 done += 1
             except queue.Empty:
                 pass
-            if len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
+            is_first = bool(held) and not self.totals.slices  # somebody waits for these
+            if is_first or len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
                 self._commit_rows(held)
                 held, since = [], time.monotonic()
         return held
