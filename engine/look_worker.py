@@ -49,13 +49,17 @@ def main() -> None:
 
 def listed(path: bytes) -> Found | None:
     """What a folder holds, None where that cannot be had or is too much."""
+    pictures: list[bytes] = []
+    others: list[os.DirEntry[bytes]] = []
     try:
         with os.scandir(path) as entries:
-            first = list(islice(entries, LARGEST + 1))
-            if len(first) > LARGEST:
+            for entry in islice(entries, LARGEST):
+                if is_picture(entry.name):
+                    pictures.append(entry.name)
+                else:
+                    others.append(entry)
+            if next(entries, None) is not None:
                 return None
-            pictures = [entry.name for entry in first if is_picture(entry.name)]
-            others = [entry for entry in first if not is_picture(entry.name)]
             return pictures, look_at(os.path.join(path, b""), pictures), sort_names(others, None, is_dicom)
     except (OSError, ValueError):
         return None
