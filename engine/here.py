@@ -47,7 +47,7 @@ def run_here(
         pipeline = _pipeline(options, opened, ledger, chain(head, fetched), stop, watcher)
         pipeline.on_decoded = ahead.decoded
         if options.store is not None:
-            pipeline.hold = STORE_SECONDS
+            pipeline.hold, pipeline.hurries = STORE_SECONDS, False
         start_up = time.monotonic() - clock
         totals = pipeline.run()
         gpu = None if opened.gpus is None else opened.gpus.report()

@@ -92,7 +92,8 @@ class Pipeline:
         on_commit: called by that thread with the rows of each transaction. The run waits for it.
         on_pages: called with a picture that turned out to have so many pages, before any of their rows.
         on_decoded: called with each block, of whose files only those with pages will be read again.
-        hold: how long rows wait for one transaction, in seconds; the first do not.
+        hold: how long rows wait for one transaction, in seconds.
+        hurries: whether the first rows have one by themselves at once, as somebody waits for them.
     """
 
     entries: Iterator[SourceFile | Unlisted | None]
@@ -107,6 +108,7 @@ class Pipeline:
     on_pages: Callable[[SourceFile, int], None] = lambda *_: None
     on_decoded: Callable[[DecodedBlock], None] = lambda _: None
     hold: float = field(default_factory=lambda: COMMIT_SECONDS)
+    hurries: bool = True
     totals: Totals = field(default_factory=Totals)
     exhausted: bool = False
     _scored: queue.Queue[tuple[DecodedBlock, Scores]] = field(
@@ -270,8 +272,12 @@ class Pipeline:
                 done += 1
             except queue.Empty:
                 pass
-            is_first = bool(held) and not self.totals.slices  # somebody waits for these
-            if is_first or len(held) >= COMMIT_ROWS or time.monotonic() - since >= self.hold:
+            is_first = bool(held) and not self.totals.slices
+            if (
+                (is_first and self.hurries)
+                or len(held) >= COMMIT_ROWS
+                or time.monotonic() - since >= self.hold
+            ):
                 self._commit_rows(held)
                 held, since = [], time.monotonic()
         return held
