@@ -1,8 +1,8 @@
 """The look worker: a process that looks at folders and files, ahead of a walk that has other things to do.
 
-It is started as `python -m engine.look_worker` with one inherited descriptor, a stream. Asked "list" with a
-folder's path it answers with `listed`'s; asked "look" with a folder's path and names behind zero bytes, with
-the array of `look_at`. Both as bytes, without any where it cannot be had.
+It is started as `python -m engine.look_worker` with one inherited descriptor, a stream. Asked "look" with a
+folder's path and names behind zero bytes it answers null, with the array of `look_at` behind it; asked "list"
+with a folder's path, `told` of what it holds, or null alone where that cannot be had.
 """
 
 # pathlib refuses names that are bytes.
@@ -11,12 +11,11 @@ the array of `look_at`. Both as bytes, without any where it cannot be had.
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import sys
 from array import array
 from itertools import chain, islice
-from typing import Final
+from typing import Any, Final
 
 from engine.channel import receive, send
 from engine.child import die_with
@@ -29,6 +28,7 @@ LARGEST: Final = 20_000
 
 Found = tuple[list[bytes], Statuses, Listing]
 """Names of pictures, their statuses, and the listing of all others."""
+Answer = tuple[Any, bytes]
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
             what, data = message
             if what == "list":
                 found = listed(data)
-                answer = b"" if found is None else pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
+                answer = (None, b"") if found is None else told(found)
             else:
                 folder, *names = data.split(b"\0")
-                answer = look_at(folder, names).tobytes()
-            send(asker, None, answer)
+                answer = None, look_at(folder, names).tobytes()
+            send(asker, *answer)
 
 
 def listed(path: bytes) -> Found | None:
@@ -65,14 +65,35 @@ def listed(path: bytes) -> Found | None:
         return None
 
 
-def listing_of(found: Found) -> Listing:
-    """A folder's listing with the statuses of its names, made of what `listed` gave."""
+def told(found: Found) -> Answer:
+    """What `listed` gave, as a message: [bytes of names, names of others, odd ones, DICOM files, masks passed
+    over, others passed over], names as latin-1 text; behind it pictures' names between zero bytes, and their
+    statuses.
+    """
     pictures, statuses, listing = found
-    keys = map(natural_key, pictures)
-    looked_at = [*zip(keys, pictures, statuses[::2], statuses[1::2], strict=True)]
-    looked_at += [(key, name, NO_FILE, 0) for key, name in listing.names]
+    names = b"\0".join(pictures)
+    others, dicoms = ([name for _, name in each] for each in (listing.names, listing.dicoms))
+    texts = [[name.decode("latin-1") for name in each] for each in (others, sorted(listing.odd), dicoms)]
+    return [len(names), *texts, listing.masks, listing.others], names + statuses.tobytes()
+
+
+def listing_of(answer: Answer) -> Listing | None:
+    """The listing, with the statuses of its names, of a folder that the worker was asked for."""
+    message, data = answer
+    if message is None:
+        return None
+    length, *texts, masks, passed_over = message
+    others, odd, dicoms = ([name.encode("latin-1") for name in each] for each in texts)
+    pictures = data[:length].split(b"\0") if length else []
+    statuses = array("q", data[length:])
+    looked_at = [*zip(map(natural_key, pictures), pictures, statuses[::2], statuses[1::2], strict=True)]
+    looked_at += [(natural_key(name), name, NO_FILE, 0) for name in others]
     looked_at.sort()
-    listing.names = [(key, name) for key, name, _, _ in looked_at]
+    listing = Listing(
+        [(key, name) for key, name, _, _ in looked_at], set(odd), masks=masks, others=passed_over
+    )
+    for name in dicoms:
+        listing.dicoms.add(natural_key(name), name)
     listing.statuses = array("q", chain.from_iterable((size, mtime_ns) for _, _, size, mtime_ns in looked_at))
     return listing
 

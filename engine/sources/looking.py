@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from array import array
 from collections import deque
@@ -19,7 +18,7 @@ from typing import Final, Self, TypeVar
 
 from engine.errors import MachineError
 from engine.helper import Helper
-from engine.look_worker import listing_of
+from engine.look_worker import Answer, listing_of
 from engine.sources.folders import Listing
 from engine.sources.statuses import Statuses, look_at
 
@@ -35,7 +34,7 @@ _AHEAD: Final = 2
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    answer: bytes = b""
+    answer: Answer | None = None
     since: float = field(default_factory=time.monotonic)
 
 
@@ -84,7 +83,7 @@ class Looking:
         if self._lists and self.helps:
             following = (above + name for above, names in reversed(self._levels) for name in names)
             self._ahead = {
-                each: self._ahead.get(each) or self._ask("list", each, _listing)
+                each: self._ahead.get(each) or self._ask("list", each, listing_of)
                 for each in islice(following, _AHEAD)
             }
 
@@ -96,7 +95,7 @@ class Looking:
         """Begin to look at files; what is returned gives what `look_at` does."""
         while self._asked:  # one that is asked much while it answers could wait for this one, as this for it
             self._receive()
-        told = self._ask("look", b"\0".join((folder, *names)), lambda answer: array("q", answer))
+        told = self._ask("look", b"\0".join((folder, *names)), lambda answer: array("q", answer[1]))
         return lambda: told() or look_at(folder, names)
 
     def close(self) -> None:
@@ -115,7 +114,7 @@ class Looking:
     ) -> None:
         self.close()
 
-    def _ask(self, what: str, data: bytes, read: Callable[[bytes], T]) -> Callable[[], T | None]:
+    def _ask(self, what: str, data: bytes, read: Callable[[Answer], T]) -> Callable[[], T | None]:
         """Ask the process; what is returned gives its answer, None without one, or where that is stale."""
         asked = _Asked()
         if self._helper is None:
@@ -130,7 +129,7 @@ class Looking:
                 return None
             while asked in self._asked:
                 self._receive()
-            return read(asked.answer) if asked.answer else None
+            return None if asked.answer is None else read(asked.answer)
 
         return told
 
@@ -140,8 +139,4 @@ class Looking:
         if answer is None:
             self.close()
         else:
-            self._asked.popleft().answer = answer[1]
-
-
-def _listing(answer: bytes) -> Listing:
-    return listing_of(pickle.loads(answer))
+            self._asked.popleft().answer = answer

@@ -13,7 +13,7 @@ import pytest
 
 from engine import look_worker
 from engine.errors import MachineError
-from engine.look_worker import listed, listing_of
+from engine.look_worker import listed, listing_of, told
 from engine.sources import looking
 from engine.sources.discovery import Discovery, SourceFile, Unlisted
 from engine.sources.folders import Listing, list_folder
@@ -81,10 +81,10 @@ def test_paths_are_below_this_processs_folder(folder: bytes, monkeypatch: pytest
 @pytest.mark.parametrize("when", ["before it is asked", "before it answers"])
 def test_where_it_dies_files_are_looked_at_here(process: Looking, folder: bytes, when: str) -> None:
     os.kill(pid(process), signal.SIGSTOP)
-    told = process.statuses(folder, NAMES) if when == "before it answers" else None
+    asked = process.statuses(folder, NAMES) if when == "before it answers" else None
     os.kill(pid(process), signal.SIGKILL)
-    if told is not None:
-        assert told() == look_at(folder, NAMES)
+    if asked is not None:
+        assert asked() == look_at(folder, NAMES)
     for _ in range(3):
         assert process.statuses(folder, NAMES)() == look_at(folder, NAMES)
     assert not process.helps
@@ -115,12 +115,12 @@ def test_where_none_can_be_started_the_walk_goes_on(tree: Path, monkeypatch: pyt
 
 def test_it_ends_when_it_is_closed(process: Looking, folder: bytes) -> None:
     number = pid(process)
-    told = process.statuses(folder, NAMES)
+    asked = process.statuses(folder, NAMES)
     process.close()
     process.close()
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
-    assert told() == process.statuses(folder, NAMES)() == look_at(folder, NAMES)
+    assert asked() == process.statuses(folder, NAMES)() == look_at(folder, NAMES)
     process.passed(9)
     assert not process.helps
 
@@ -211,10 +211,14 @@ def test_a_listing_is_the_walks_own_with_statuses(
 ) -> None:
     (tree / "b/c/.hidden").write_bytes(b"")
     (tree / "b/c/7").write_bytes(b"no DICOM file")
+    for name in ("IM12", "IM3", "x\udcff.dcm"):
+        (tree / "b/c" / name).write_bytes(bytes(128) + b"DICM")
+    (tree / "b/c/3.nii").symlink_to("nowhere")
     for path in (folder, os.fsencode(tree), os.fsencode(tree / "b"), os.fsencode(tree / "b/c")):
         here, found = list_folder(path), listed(path)
         assert found is not None
-        there = listing_of(found)
+        there = listing_of(told(found))
+        assert there is not None
         assert list(there.names) == list(here.names)
         assert (there.odd, list(there.dicoms), there.masks, there.others) == (
             here.odd,
