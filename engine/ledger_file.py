@@ -13,7 +13,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
@@ -67,6 +67,8 @@ _PASSING: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE
 """Primary codes of what a network disk may say once and not again."""
 _DAMAGE: Final = (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _READ_BYTES: Final = 2**20
+_READ_AHEAD_BYTES: Final = 2**30
+"""Of a larger file the first pages may be out of memory again when SQLite comes to them."""
 
 T = TypeVar("T")
 
@@ -115,6 +117,10 @@ def create_or_check(connection: sqlite3.Connection, path: Path, identity: Mappin
             f"{path.parent} holds a run with other options ({'; '.join(changes)}): "
             "repeat those, give another --out, or start over with --fresh"
         )
+    # SQLite goes from page to page, for each of which a disk that has not read them lately may be asked anew.
+    with suppress(OSError):
+        if path.stat().st_size <= _READ_AHEAD_BYTES:
+            _read_through(path)
     for _ in range(2):  # a disk that fails to read once looks like damage, once
         ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
         if found == "ok":
@@ -240,12 +246,17 @@ def not_a_ledger(path: Path, why: str) -> UsageError:
     return UsageError(f"{path}: {why}: --fresh starts over, or give another --out")
 
 
+def _read_through(path: Path) -> None:
+    """Read the file from its start. Raises OSError. Not while a transaction is open: its locks would go."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(_READ_BYTES):
+            pass
+
+
 def _expect_readable(path: Path) -> None:
     """Tell a disk that cannot read the file, which SQLite takes for damage too, from damage."""
     try:
-        with path.open("rb") as file:
-            while file.read(_READ_BYTES):
-                pass
+        _read_through(path)
     except FileNotFoundError:
         return
     except OSError as error:
