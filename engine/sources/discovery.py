@@ -13,6 +13,7 @@ import heapq
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -105,7 +106,7 @@ class Discovery:
         come by themselves.
         """
         lists = self._dealt is None and not any(map(is_address, self._inputs))
-        with Looking(lists=lists) as looking:
+        with closing(Looking(lists=lists)) as looking:
             yield from self._found(looking)
 
     def _found(self, looking: Looking | None) -> Iterator[SourceFile | Unlisted | Stretch]:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from engine.errors import MachineError
 from engine.helper import Helper
@@ -105,14 +104,6 @@ class Looking:
         self._asked.clear()
         if helper is not None:
             helper.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, what: str, data: bytes, read: Callable[[Answer], T]) -> Callable[[], T | None]:
         """Ask the process; what is returned gives its answer, None without one, or where that is stale."""

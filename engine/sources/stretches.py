@@ -101,8 +101,9 @@ def stretches(folder: Entry, listing: Listing, looking: Looking) -> Iterator[Str
     looks = _Looks(os.path.join(folder.path, b""), listing, looking)
     is_last = False
     while at < len(names) and not is_last:
-        given_singly = 1
-        if names[at][1] not in listing.odd:
+        if names[at][1] in listing.odd:
+            singly = 1
+        else:
             stretch = Stretch(folder, names[at : at + length], listing.odd, partial(looks.at, at))
             yield stretch
             looking.passed(stretch.passed)
@@ -110,9 +111,10 @@ def stretches(folder: Entry, listing: Listing, looking: Looking) -> Iterator[Str
             if is_last:
                 looking.close()
             has_new = stretch.passed < len(stretch.names)
-            length, given_singly = (GIVEN_SINGLY,) * 2 if has_new else (min(2 * length, LONGEST), 0)
-        yield from Stretch(folder, names[at : at + given_singly], listing.odd).entries()
-        at += given_singly
+            singly = GIVEN_SINGLY if has_new else 0
+            length = GIVEN_SINGLY if has_new else min(2 * length, LONGEST)
+        yield from Stretch(folder, names[at : at + singly], listing.odd).entries()
+        at += singly
     yield from Stretch(folder, names[at:], listing.odd).entries()
 
 

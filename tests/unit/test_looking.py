@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def process() -> Iterator[Looking]:
-    with Looking() as process:
+    with closing(Looking()) as process:
         process.passed(1)
         yield process
 
@@ -73,7 +74,7 @@ def test_it_tells_what_a_look_here_tells(
 
 def test_paths_are_below_this_processs_folder(folder: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(os.fsdecode(folder))
-    with Looking() as process:
+    with closing(Looking()) as process:
         process.passed(1)
         assert list(process.statuses(b"", NAMES[:1])()) == [0, 1_234_567_890_123_456_789]
 
@@ -93,10 +94,10 @@ def test_where_it_dies_files_are_looked_at_here(process: Looking, folder: bytes,
 def test_none_is_started_for_few_files_nor_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looking, "MANY", 3)
     monkeypatch.setattr(looking, "Helper", lambda *_: pytest.fail("one was started"))
-    with Looking() as few:
+    with closing(Looking()) as few:
         few.passed(2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    with Looking() as alone:
+    with closing(Looking()) as alone:
         alone.passed(9)
         assert not alone.helps
 
@@ -200,7 +201,7 @@ def test_a_link_to_a_folder_around_it_does_no_harm(tree: Path) -> None:
 
 
 def test_a_shards_folders_are_not_listed_by_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Looking(lists=False) as process:
+    with closing(Looking(lists=False)) as process:
         process.passed(1)
         process.enter(b"%b" % os.fsencode(tree), list_folder(os.fsencode(tree)))
         assert process.listing(os.fsencode(tree / "a")) is None
