@@ -7,12 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
-from unittest.mock import patch
+from tempfile import TemporaryDirectory
+from typing import Final
 
 from benchmarks.machine import CHECKOUT
 from benchmarks.memory import PeakMemory
@@ -28,8 +27,8 @@ class Job:
     """What to score and how, as `engine.run.Options` has it.
 
     `null` puts models in that compute nothing, `cores` keeps it on the first so many, `stages` watches where
-    the CPU time goes, which costs a little itself: not for runs whose rate counts. `ray` is a cluster's
-    address.
+    the CPU time goes, which costs a little itself: not for runs whose rate counts. `tables` has results.csv
+    written once more at the end, alone, to time it. `ray` is a cluster's address.
     """
 
     inputs: list[str]
@@ -43,6 +42,7 @@ class Job:
     null: bool = False
     cores: int | None = None
     stages: bool = False
+    tables: bool = False
     ray: str | None = None
 
 
@@ -52,7 +52,7 @@ class Ran:
 
     `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
     the last, so without the start of the decode workers; of a short run, of the whole. `tables` is
-    all that is made at the end, `results_csv` that table and errors.csv alone.
+    all that is made at the end, `results_csv` that table and errors.csv alone, where that was asked for.
     `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
     `stages_wall` what they were counted in.
     """
@@ -126,11 +126,11 @@ def main() -> None:
         ray=job.ray,
     )
     with ExitStack() as stack:
-        written = stack.enter_context(_timed_tables())
         if job.null:
             stack.enter_context(null_models())
         stages = stack.enter_context(CpuByStage()) if job.stages else None
         outcome = score(options, Commits())
+    total = time.monotonic() - began
     timings = json.loads((options.out / "run.json").read_text())["timings"]
     found = Ran(
         slices=outcome.totals.slices,
@@ -142,8 +142,8 @@ def main() -> None:
         start_up=timings["start_up_seconds"],
         first_result=commits[0][0] - began if commits else 0.0,
         tables=timings["tables_seconds"],
-        results_csv=sum(written),
-        total=time.monotonic() - began,
+        results_csv=_timed_tables(options.ledger, options.out) if job.tables else 0.0,
+        total=total,
         stages=stages.seconds if stages else {},
         stages_wall=stages.wall if stages else 0.0,
     )
@@ -152,21 +152,15 @@ def main() -> None:
     print(json.dumps(facts))
 
 
-@contextmanager
-def _timed_tables() -> Iterator[list[float]]:
-    """Gathers the seconds that each writing of results.csv takes in this process, while entered."""
-    from engine import finish
+def _timed_tables(ledger: Path, out: Path) -> float:
+    """Seconds that results.csv and errors.csv take, of the rows in `ledger`, once more and beside `out`."""
+    from engine.ledger_readers import stored_rows
+    from engine.outputs.tables import write_tables
 
-    seconds: list[float] = []
-    write = finish.write_tables
-
-    def timed(*words: Any) -> None:
+    with TemporaryDirectory(dir=out.parent) as folder:
         began = time.monotonic()
-        write(*words)
-        seconds.append(time.monotonic() - began)
-
-    with patch.object(finish, "write_tables", timed):
-        yield seconds
+        write_tables(stored_rows(ledger), Path(folder))
+        return time.monotonic() - began
 
 
 def _steady(commits: list[tuple[float, int]]) -> float:

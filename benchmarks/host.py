@@ -99,7 +99,7 @@ def measure_pipeline(options: Common, report: Report, folder: Path, cores: list[
     for repeat in range(options.repeats):
         for count in cores if repeat % 2 == 0 else reversed(cores):
             say(f"pipeline on {count} cores, repeat {repeat + 1} of {options.repeats}")
-            ran = child.run(replace(job, out=str(folder / f"out{repeat}-{count}"), cores=count))
+            ran = child.run(replace(job, out=str(folder / f"out{repeat}-{count}"), cores=count, tables=True))
             of = {"what": "pipeline", "cores": str(count)}
             report.rows.add(of, "rate", "slices/s", ran.per_second)
             report.rows.add(of, "steady rate", "slices/s", ran.steady)

@@ -82,7 +82,7 @@ def measure(tree: Tree, options: Common, data: Path, out: Path, report: Report) 
     """A run of all files but the last, its continuation, and the real models' first result; seconds taken."""
     tail = min(TAIL, tree.files // 4)
     job = child.Job([str(data)], str(out), str(options.bundle.folder), null=True, batch=BATCH)
-    whole = child.run(replace(job, limit=tree.files - tail), memory=True)
+    whole = child.run(replace(job, limit=tree.files - tail, tables=True), memory=True)
     resumed = child.run(job, memory=True)
     again = child.run(job)
     real = child.run(replace(job, null=False, batch=BLOCK, limit=MODELS, out=f"{out}-models"), memory=True)

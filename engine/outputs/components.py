@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import UsageError
+from engine.outputs.rle import Crop
 
 Mask = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
@@ -79,25 +80,30 @@ KEEP_ALL: Final = Rule()
 class Components:
     """The components of a volume, in the order in which they were met.
 
-    `voxels` int64 [n] is their sizes. `of_slice[k]` takes the labels that slice k has by itself to
-    components, 0 (outside) to -1.
+    `voxels` int64 [n] is their sizes. `of_label` has the component of every label that a slice has by itself,
+    and `firsts[k]` where those of slice k begin.
     """
 
     voxels: npt.NDArray[np.int64]
-    of_slice: list[npt.NDArray[np.int32]]
+    of_label: npt.NDArray[np.int64]
+    firsts: list[int]
 
     def untouched(self, number: int, kept: npt.NDArray[np.bool_]) -> bool:
         """Whether slice `number` has all of its mask in the `kept` [n] of the components."""
-        return bool(kept[self.of_slice[number][1:]].all())
+        return bool(kept[self._of_slice(number)].all())
 
     def keep(self, number: int, mask: Mask, kept: npt.NDArray[np.bool_]) -> Mask:
         """Slice `number`, whose whole mask is `mask` [h,w], with the `kept` [n] of the components alone."""
-        stays = np.append(kept, False)[self.of_slice[number]]  # -1, the outside, takes the last
+        stays = np.concatenate(((False,), kept[self._of_slice(number)]))
         found, _ = _look_at(mask)
         height, width = found.labels.shape
         left = np.zeros_like(mask)
         left[found.top : found.top + height, found.left : found.left + width] = stays[found.labels]
         return left
+
+    def _of_slice(self, number: int) -> npt.NDArray[np.int64]:
+        """The components of slice `number`, by its labels from 1 on."""
+        return self.of_label[self.firsts[number] : self.firsts[number + 1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +120,10 @@ class _Slice:
 _NOTHING: Final = _Slice((), 0, 0, np.zeros((0, 0), np.int32), 0)
 
 
-def find_components(masks: Iterable[Mask | None]) -> Components:
+def find_components(masks: Iterable[Mask | Crop | None]) -> Components:
     """The components of a volume whose slices have these masks: uint8 [h,w] with 0 outside, None for none.
+
+    A mask may be cropped to the columns that have something.
 
     Slices that lie one behind the other in `masks` are neighbours, unless they differ in size.
     """
@@ -136,25 +144,21 @@ def find_components(masks: Iterable[Mask | None]) -> Components:
     roots = np.array([_root(parents, place) for place in range(len(parents))], np.int64)
     unique, component = np.unique(roots, return_inverse=True)
     total = np.bincount(component, np.array(voxels, np.float64), len(unique)).astype(np.int64)
-    ends = [*firsts, len(parents)][1:]
-    return Components(
-        total,
-        [
-            np.concatenate(([-1], component[first:end])).astype(np.int32)
-            for first, end in zip(firsts, ends, strict=True)
-        ],
-    )
+    return Components(total, component, [*firsts, len(parents)])
 
 
-def _look_at(mask: Mask) -> tuple[_Slice, list[int]]:
+def _look_at(mask: Mask | Crop) -> tuple[_Slice, list[int]]:
     """A slice's components, and the pixels of each."""
-    left, top, width, height = cv2.boundingRect(mask)
-    inside = mask[top : top + height, left : left + width]
+    shape, start, columns = mask if isinstance(mask, Crop) else (mask.shape, 0, mask)
+    left, top, width, height = cv2.boundingRect(columns) if columns.size else (0, 0, 0, 0)
+    inside = columns[top : top + height, left : left + width]
     if inside.size == 0:
         return _NOTHING, []
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-    sizes: list[int] = stats[1:, cv2.CC_STAT_AREA].tolist()
-    return _Slice(mask.shape, left, top, np.asarray(labels, np.int32), count - 1), sizes
+    count, labels = cv2.connectedComponents(
+        inside, connectivity=8
+    )  # in a third of the time of its statistics
+    sizes = [cv2.countNonZero(inside)] if count == 2 else np.bincount(labels.ravel())[1:].tolist()
+    return _Slice(shape, start + left, top, np.asarray(labels, np.int32), count - 1), sizes
 
 
 def _touching(one: _Slice, other: _Slice) -> list[tuple[int, int]]:

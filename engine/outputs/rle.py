@@ -8,19 +8,36 @@ plus 32 where more follow. pycocotools decodes the result: `mask.decode(json.loa
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
+Numbers = npt.NDArray[np.int64]
+
+
+class Crop(NamedTuple):
+    """The columns of a mask of `shape` (height, width) that have something, `inside` [height,n] of 0/1.
+
+    They begin at `left`.
+    """
+
+    shape: tuple[int, int]
+    left: int
+    inside: npt.NDArray[np.uint8]
+
 
 _FIRST: Final = 48  # "0"
 _MORE: Final = 0x20
 _SIGN: Final = 0x10
 _GROUP: Final = 0x1F
+_BITS: Final = 5
+_MOST_GROUPS: Final = 8
+"""Of a length: 2^40 pixels."""
 
 
 def encode(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> str:
@@ -43,7 +60,39 @@ def decode(text: str) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.transpose(np.repeat(values, counts).reshape(width, height)), np.uint8)
 
 
-def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> npt.NDArray[np.int64]:
+def decode_crops(texts: Sequence[str]) -> Iterator[Crop]:
+    """What `decode` gives for each of `texts`, cropped to the columns that have something.
+
+    Their lengths are taken apart together, in a fraction of the time. Raises ValueError for a text that
+    `encode` did not give.
+    """
+    if not texts:
+        return
+    try:
+        found = json.loads(f"[{','.join(texts)}]")
+        sizes = np.array([each["size"] for each in found], np.int64).reshape(len(texts), 2)
+        runs, first, behind = _unpack_all([each["counts"].encode("ascii") for each in found])
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError("no run lengths of a mask") from error
+    height, width = sizes.T
+    if sizes.min() < 1 or runs.min() < 0 or (np.add.reduceat(runs, first) != height * width).any():
+        raise ValueError("run lengths of another number of pixels than the mask has")
+    # Of zeros are the first run and, where there is an odd number of them, the last.
+    left = runs[first] // height
+    runs[first] -= left * height
+    right = np.where((behind - first) & 1, runs[behind - 1] // height, 0)
+    runs[behind - 1] -= right * height
+    bits = (np.arange((behind - first).max()) & 1).astype(np.uint8)
+    facts = zip(*(each.tolist() for each in (first, behind, height, width, left, right)), strict=True)
+    for start, end, rows, columns, blank, blank_behind in facts:
+        pixels = np.repeat(bits[: end - start], runs[start:end])
+        inside = pixels.reshape(columns - blank - blank_behind, rows)
+        # OpenCV transposes in less time than numpy, but nothing into nothing.
+        turned = cv2.transpose(inside) if inside.size else inside.T
+        yield Crop((rows, columns), blank, np.asarray(turned, np.uint8))
+
+
+def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> Numbers:
     """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`.
 
     `inside` is the box (x, y, width, height) around all others, where that is known already.
@@ -69,7 +118,7 @@ def _turns(lines: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], npt.NDAr
     return line, place
 
 
-def _pack(counts: npt.NDArray[np.int64]) -> bytes:
+def _pack(counts: Numbers) -> bytes:
     left = counts.copy()
     left[3:] -= counts[1:-2]
     return b"".join(map(_number, left.tolist()))
@@ -86,7 +135,35 @@ def _number(value: int) -> bytes:
             return bytes(packed)
 
 
-def _unpack(packed: bytes) -> npt.NDArray[np.int64]:
+def _unpack_all(packed: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
+    """What `_unpack` gives for each, one behind the other, and where each begins and ends in it."""
+    groups = np.frombuffer(b"".join(packed), np.uint8).astype(np.int64) - _FIRST
+    lengths = np.array([len(each) for each in packed], np.int64)
+    is_last = groups & _MORE == 0
+    if not lengths.all() or groups.min() < 0 or groups.max() >= 2 * _MORE:
+        raise ValueError("what stands in no run length")
+    if not is_last[lengths.cumsum() - 1].all():
+        raise ValueError("run lengths that end early")
+    ends = np.flatnonzero(is_last)  # of the numbers
+    starts = np.concatenate(((0,), ends[:-1] + 1))
+    sizes = ends - starts + 1
+    if sizes.max() > _MOST_GROUPS:
+        raise ValueError("a run length of too many digits")
+    shifts = _BITS * (np.arange(groups.size) - np.repeat(starts, sizes))
+    values = np.add.reduceat((groups & _GROUP) << shifts, starts)
+    values -= np.where(groups[ends] & _SIGN, 1 << _BITS * sizes, 0)
+    behind = np.searchsorted(ends, lengths.cumsum())
+    first = np.concatenate(((0,), behind[:-1]))
+    numbers = behind - first
+    place = np.arange(values.size) - np.repeat(first, numbers)
+    for odd in (0, 1):  # each is given less the one two before it, but for the first three
+        own = (place & 1 == odd) & (place > 0)
+        summed = np.where(own, values, 0).cumsum()
+        values[own] = (summed - np.repeat(summed[first], numbers))[own]
+    return values, first, behind
+
+
+def _unpack(packed: bytes) -> Numbers:
     counts: list[int] = []
     value = shift = 0
     for byte in packed:

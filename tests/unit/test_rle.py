@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from engine.outputs.rle import decode, encode, run_lengths
+from engine.outputs.rle import Crop, decode, decode_crops, encode, run_lengths
 
 
 def coco_string(counts: list[int]) -> str:
@@ -94,3 +94,51 @@ def test_any_value_but_zero_is_inside_and_strides_do_not_matter() -> None:
 def test_what_is_no_mask_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"run length|Expecting"):
         decode(text)
+
+
+def whole(crop: Crop) -> npt.NDArray[np.uint8]:
+    """The mask that a crop is of."""
+    mask = np.zeros(crop.shape, np.uint8)
+    mask[:, crop.left : crop.left + crop.inside.shape[1]] = crop.inside
+    return mask
+
+
+MASKS = arrays.arrays(
+    np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.sampled_from([0, 0, 0, 1])
+)
+
+
+@given(st.lists(MASKS, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_masks_come_back_together_as_they_do_alone(masks: list[npt.NDArray[np.uint8]]) -> None:
+    crops = list(decode_crops([encode(mask) for mask in masks]))
+    assert len(crops) == len(masks)
+    for mask, crop in zip(masks, crops, strict=True):
+        np.testing.assert_array_equal(whole(crop), mask)
+        filled = np.flatnonzero(mask.any(axis=0))
+        assert crop.inside.shape[1] == (filled[-1] - filled[0] + 1 if filled.size else 0)
+
+
+def test_large_masks_of_long_and_short_runs_come_back_together() -> None:
+    wide, tall = np.zeros((600, 500), np.uint8), np.zeros((4000, 3), np.uint8)
+    wide[3:590, 40:44] = 1
+    wide[300, 100:400:7] = 1
+    tall[:, 1] = 1
+    full = np.ones((70, 900), np.uint8)
+    masks = [wide, tall, full, wide.T.copy(), np.zeros((5, 5), np.uint8), tall]
+    for mask, crop in zip(masks, decode_crops([encode(mask) for mask in masks]), strict=True):
+        np.testing.assert_array_equal(whole(crop), mask)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "1,2", '{"size":[2,2]}', '{"size":[2,2],"counts":"5"}', '{"size":[2,2],"counts":"T"}',
+     '{"size":[2,2],"counts":""}', '{"size":[2,2],"counts":"~"}', '{"size":[2,2],"counts":5}',
+     '{"size":[0,0],"counts":"0"}', '{"size":[2],"counts":"4"}', '{"size":[1e300,2],"counts":"4"}',
+     '{"size":[2,2],"counts":"PPPPPPPPPPPPPPPP4"}', '{"size":[2,2],"counts":"5O"}'],
+)  # fmt: skip
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_that_is_no_mask_is_refused_among_others(text: str, place: int) -> None:
+    texts = [encode(np.eye(3, dtype=np.uint8))] * 2
+    with pytest.raises(ValueError, match=r"run length|Expecting|array|reshape"):
+        list(decode_crops([*texts[:place], text, *texts[place:]]))
