@@ -13,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import numpy as np
+
 from benchmarks.machine import CHECKOUT
 from benchmarks.memory import PeakMemory
 from engine.errors import MachineError
 from engine.own_process import tune
 
-STEADY_SECONDS: Final = 1.0
+STEADY_SECONDS: Final = 0.5
 """Between the first commit and the last, or there is no telling a rate."""
 
 
@@ -50,9 +52,10 @@ class Job:
 class Ran:
     """What came of it. Times in seconds; `first_result` and `total` count from the process's start.
 
-    `seconds` is first slice read to last row committed; `steady` is slices a second from the first commit to
-    the last, so without the start of the decode workers; of a short run, of the whole. `tables` is
-    all that is made at the end, `results_csv` that table and errors.csv alone, where that was asked for.
+    `seconds` is first slice read to last row committed; `steady` is slices a second of the middle half of
+    them, by their commits, so without the start of the workers and the end; of a short run, of the whole.
+    `tables` is all that is made at the end, `results_csv` that table and errors.csv alone, where that was
+    asked for.
     `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
     `stages_wall` what they were counted in.
     """
@@ -164,11 +167,12 @@ def _timed_tables(ledger: Path, out: Path) -> float:
 
 
 def _steady(commits: list[tuple[float, int]]) -> float:
-    """Slices a second from the first commit to the last; 0 where they are too close to tell."""
-    if not commits:
+    """Slices a second of the middle half of all; 0 where the commits are too close to tell."""
+    if not commits or commits[-1][0] - commits[0][0] < STEADY_SECONDS:
         return 0.0
-    (began, first), (ended, last) = commits[0], commits[-1]
-    return (last - first) / (ended - began) if ended - began >= STEADY_SECONDS else 0.0
+    times, counts = zip(*commits, strict=True)
+    began, ended = np.interp([counts[-1] / 4, counts[-1] * 3 / 4], counts, times)
+    return float(counts[-1] / 2 / (ended - began))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def host_pipeline(result: Result) -> str:
     names = ("rate", "steady rate", "steady rate a core")
     rows = [row for row in result.rows if row.of["what"] == "pipeline"]
     lines = [[row.of["cores"], *(_number(row.median(name)) for name in names)] for row in rows]
-    return _table(["cores", "slices a second", "without start-up", "a core"], lines)
+    return _table(["cores", "slices a second", "of the middle half", "a core"], lines)
 
 
 def host_parts(result: Result) -> str:
@@ -97,7 +97,7 @@ def host_parts(result: Result) -> str:
 def scaling(result: Result) -> str:
     """A row a tree of files."""
     names = {
-        "slices a second": "steady rate",
+        "slices a second (of the middle half)": "steady rate",
         "first result, s": "first result",
         "with the models, s": "first result, real models",
         "peak memory, MB": "peak memory",

@@ -35,6 +35,14 @@ from tests.tinybundle import make_tiny_bundle, tiny_slices
 # Files
 
 
+def test_the_steady_rate_is_that_of_the_middle_half() -> None:
+    ramp = [(0.5, 100), (1.0, 200)]
+    middle = [(1.0 + 0.1 * k, 200 + 100 * k) for k in range(1, 16)]
+    assert child._steady([*ramp, *middle, (5.0, 2000)]) == pytest.approx(1000.0)
+    assert child._steady([(0.0, 100), (0.4, 2000)]) == 0.0
+    assert child._steady([]) == 0.0
+
+
 def test_files_are_spread_over_the_data_and_linked_under_their_own_names(tmp_path: Path) -> None:
     write_slices(tmp_path / "data", 20)
     work = work_set(tmp_path / "data", 5, tmp_path / "work")
