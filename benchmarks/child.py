@@ -83,6 +83,7 @@ class Ran:
 
 def run(job: Job, *, memory: bool = False) -> Ran:
     """Run it and wait. Raises MachineError with its last line when it fails."""
+    os.sync()  # what was written before, such as a tree of links, is no work of this run
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(job)), repr(time.monotonic())],
         cwd=CHECKOUT,

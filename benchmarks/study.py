@@ -12,7 +12,6 @@ docs/model-quality.md has the results.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.arguments import absolute, run, say
-from engine.errors import UsageError
-from engine.sources.endings import PICTURES
+from trainer.dataset import Split, load_frame
 
 BASELINE: Final = "best"
-_ENDINGS: Final = frozenset(ending.decode() for ending in PICTURES)
 FOLDS: Final = ("--folds", "5", "--fold", "1")
 
 
@@ -134,16 +131,9 @@ def main() -> None:
     tumorscan("compare", *rows)
 
 
-def slices_to_judge(data: Path, split: Path) -> list[Path]:
-    """The slices of a split's test part, whose entries are patients or slices."""
-    found: list[Path] = []
-    for name in json.loads(split.read_text())["test"]:
-        path = data / name
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        found += [each for each in inside if each.suffix in _ENDINGS and not each.stem.endswith("_mask")]
-    if not found:
-        raise UsageError(f"{split}: none of its test part is in {data}")
-    return found
+def slices_to_judge(data: Path, split: Path) -> list[str]:
+    """The slices of a split's test part. UsageError where there is none of them."""
+    return list(Split.load(split).select(load_frame(data), "test", allow_unknown=True)["image_path"])
 
 
 def tumorscan(*words: str | Path) -> None:

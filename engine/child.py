@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,23 @@ def import_path() -> str:
     home = str(Path(__file__).resolve().parent.parent)
     path = [os.path.abspath(entry) for entry in sys.path if entry]  # noqa: PTH100 - keeps links as they are
     return os.pathsep.join(path if home in path else [home, *path])
+
+
+def start_module(
+    module: str, *numbers: int, inherits: Sequence[int], complaints: int
+) -> subprocess.Popen[bytes]:
+    """The process of `python -m MODULE NUMBER...`, which `inherits` descriptors. Raises OSError.
+
+    All that it says goes to the file `complaints`.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *map(str, numbers)],
+        stdin=subprocess.DEVNULL,
+        stdout=complaints,
+        stderr=complaints,
+        pass_fds=inherits,
+        env=child_environment(),
+    )
 
 
 def die_with(parent: int) -> None:

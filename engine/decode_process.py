@@ -6,10 +6,9 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from typing import Any
 
-from engine.child import child_environment, death, last_line
+from engine.child import death, last_line, start_module
 from engine.decode_worker import MESSAGE_BYTES
 from engine.errors import MachineError
 
@@ -29,13 +28,11 @@ class WorkerProcess:
         self._complaints = os.memfd_create("tumorscan-worker-stderr", os.MFD_CLOEXEC)
         numbers = (os.getpid(), memory, slots, workers, number, theirs.fileno())
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "engine.decode_worker", *map(str, numbers)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._complaints,
-                stderr=self._complaints,
-                pass_fds=(memory, theirs.fileno()),
-                env=child_environment(),
+            self._process = start_module(
+                "engine.decode_worker",
+                *numbers,
+                inherits=(memory, theirs.fileno()),
+                complaints=self._complaints,
             )
         except OSError as error:
             self._channel.close()

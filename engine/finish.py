@@ -193,7 +193,7 @@ def _space_of(ledger: Ledger, volume: str, start: Start, *, any_mask: bool) -> S
 def _masks(rows: Iterator[SliceRow], tally: Tally) -> Iterator[Crop | None]:
     """The masks of a volume's scored slices; all of its `rows` are counted on the way."""
     while some := list(islice(rows, _DECODED_AT_ONCE)):
-        masks = decode_crops([row.mask_rle for row in some if row.status == "ok" and row.mask_rle])
+        masks = decode_crops(row.mask_rle for row in some if row.status == "ok" and row.mask_rle)
         for row in some:
             tally.add(row)
             if row.status == "ok":

@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from typing import Any, Final
 
 from engine import channel
-from engine.child import child_environment, death, last_line
+from engine.child import death, last_line, start_module
 from engine.errors import MachineError
 
 _END_S: Final = 2.0
@@ -30,14 +29,8 @@ class Helper:
         # which ends with this process.
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(os.getpid()), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._complaints,
-                stderr=self._complaints,
-                pass_fds=(theirs.fileno(),),
-                env=child_environment(),
-            )
+            numbers = (os.getpid(), theirs.fileno())
+            self._process = start_module(module, *numbers, inherits=numbers[1:], complaints=self._complaints)
         except OSError as error:
             self._channel.close()
             os.close(self._complaints)

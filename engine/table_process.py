@@ -13,7 +13,7 @@ from engine.helper import Helper
 from engine.outputs.atomic import clean_after
 
 LEAST_BYTES: Final = 2**24
-"""Of a ledger whose tables take longer than a process takes to start: some 30,000 rows."""
+"""Of a ledger whose tables take longer than a process takes to start: some 50,000 rows."""
 
 
 @contextmanager

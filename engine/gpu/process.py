@@ -8,7 +8,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine.child import child_environment, death, last_line
+from engine.child import death, last_line, start_module
 from engine.errors import MachineError
 from engine.gpu.device import GpuMemoryError
 from engine.gpu.lane import SEATS
@@ -201,14 +200,7 @@ class GpuProcess:
     def _started(self, complaints: int) -> subprocess.Popen[bytes]:
         numbers = (os.getpid(), self._theirs.fileno())
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, *map(str, numbers)],
-                stdin=subprocess.DEVNULL,
-                stdout=complaints,
-                stderr=complaints,
-                pass_fds=(self._theirs.fileno(),),
-                env=child_environment(),
-            )
+            self._process = start_module(self._module, *numbers, inherits=numbers[1:], complaints=complaints)
         finally:
             self._theirs.close()
         return self._process

@@ -8,7 +8,7 @@ plus 32 where more follow. pycocotools decodes the result: `mask.decode(json.loa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -38,6 +38,8 @@ _GROUP: Final = 0x1F
 _BITS: Final = 5
 _MOST_GROUPS: Final = 8
 """Of a length: 2^40 pixels."""
+_TOGETHER: Final = 2**18
+"""Characters that are taken apart together: each becomes some 50 bytes."""
 
 
 def encode(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> str:
@@ -60,14 +62,42 @@ def decode(text: str) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.transpose(np.repeat(values, counts).reshape(width, height)), np.uint8)
 
 
-def decode_crops(texts: Sequence[str]) -> Iterator[Crop]:
+def decode_crops(texts: Iterable[str]) -> Iterator[Crop]:
     """What `decode` gives for each of `texts`, cropped to the columns that have something.
 
     Their lengths are taken apart together, in a fraction of the time. Raises ValueError for a text that
     `encode` did not give.
     """
-    if not texts:
-        return
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size >= _TOGETHER:
+            yield from _decode_together(some)
+            some, size = [], 0
+    if some:
+        yield from _decode_together(some)
+
+
+def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> Numbers:
+    """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`.
+
+    `inside` is the box (x, y, width, height) around all others, where that is known already.
+    """
+    height = mask.shape[0]
+    left, top, width, rows = inside or cv2.boundingRect(np.ascontiguousarray(mask))
+    if rows == height:  # a run may go on in the next column
+        turns = _turns(mask[:, left : left + width].T.reshape(1, -1))[1] + left * height
+    else:
+        column, row = _turns(mask[top : top + rows, left : left + width].T)
+        turns = (column + left) * height + row + top
+    ends = () if turns.size and turns[-1] == mask.size else (mask.size,)
+    places = np.concatenate(((0,), turns, ends)).astype(np.int64)
+    return places[1:] - places[:-1]
+
+
+def _decode_together(texts: Sequence[str]) -> Iterator[Crop]:
     try:
         found = json.loads(f"[{','.join(texts)}]")
         sizes = np.array([each["size"] for each in found], np.int64).reshape(len(texts), 2)
@@ -90,23 +120,6 @@ def decode_crops(texts: Sequence[str]) -> Iterator[Crop]:
         # OpenCV transposes in less time than numpy, but nothing into nothing.
         turned = cv2.transpose(inside) if inside.size else inside.T
         yield Crop((rows, columns), blank, np.asarray(turned, np.uint8))
-
-
-def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> Numbers:
-    """The lengths of the runs of zeros and of others in turn, down the columns of `mask` `[h,w]`.
-
-    `inside` is the box (x, y, width, height) around all others, where that is known already.
-    """
-    height = mask.shape[0]
-    left, top, width, rows = inside or cv2.boundingRect(np.ascontiguousarray(mask))
-    if rows == height:  # a run may go on in the next column
-        turns = _turns(mask[:, left : left + width].T.reshape(1, -1))[1] + left * height
-    else:
-        column, row = _turns(mask[top : top + rows, left : left + width].T)
-        turns = (column + left) * height + row + top
-    ends = () if turns.size and turns[-1] == mask.size else (mask.size,)
-    places = np.concatenate(((0,), turns, ends)).astype(np.int64)
-    return places[1:] - places[:-1]
 
 
 def _turns(lines: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from benchmarks import study
 from benchmarks.study import BASELINE, CHANGES, Study, slices_to_judge
 from engine.errors import UsageError
+from trainer.dataset import Split
 
 Words = tuple[str, ...]
 
@@ -25,7 +27,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[Words]:
             run = Path(words[words.index("--run") + 1])
             run.mkdir(parents=True)
             (run / "metrics.json").write_text("{}")
-            (run / "split.json").write_text('{"test": ["p"]}')
+            Split("patient", 0, (), (), ("p",)).save(run / "split.json")
 
     monkeypatch.setattr(study, "tumorscan", called_with)
     return called
@@ -33,8 +35,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[Words]:
 
 def data(folder: Path) -> Path:
     (folder / "data" / "p").mkdir(parents=True)
-    for name in ("1.tif", "1_mask.tif", "2.tif", "2_mask.tif", "notes.txt"):
-        (folder / "data" / "p" / name).touch()
+    for name in ("1.tif", "1_mask.tif", "2.tif", "2_mask.tif"):
+        cv2.imwrite(str(folder / "data" / "p" / name), np.zeros((8, 8), np.uint8))
+    (folder / "data" / "p" / "notes.txt").touch()
     return folder / "data"
 
 
@@ -73,10 +76,10 @@ def test_each_change_is_trained_once_on_the_baselines_split_for_as_many_steps(
 def test_the_test_part_is_of_patients_or_of_slices(tmp_path: Path) -> None:
     folder = data(tmp_path)
     split = tmp_path / "split.json"
-    split.write_text(json.dumps({"test": ["p"]}))
-    assert slices_to_judge(folder, split) == [folder / "p" / "1.tif", folder / "p" / "2.tif"]
-    split.write_text(json.dumps({"test": ["p/2.tif"]}))
-    assert slices_to_judge(folder, split) == [folder / "p" / "2.tif"]
-    split.write_text(json.dumps({"test": []}))
-    with pytest.raises(UsageError, match="none of its test part"):
+    Split("patient", 0, ("q",), (), ("p",)).save(split)
+    assert slices_to_judge(folder, split) == [f"{folder}/p/1.tif", f"{folder}/p/2.tif"]
+    Split("slice", 0, ("p/1.tif",), (), ("p/2.tif",)).save(split)
+    assert slices_to_judge(folder, split) == [f"{folder}/p/2.tif"]
+    Split("patient", 0, ("p",), (), ()).save(split)
+    with pytest.raises(UsageError, match="names of part test is in the data"):
         slices_to_judge(folder, split)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from engine.outputs import rle
 from engine.outputs.rle import Crop, decode, decode_crops, encode, run_lengths
 
 
@@ -117,6 +118,14 @@ def test_masks_come_back_together_as_they_do_alone(masks: list[npt.NDArray[np.ui
         np.testing.assert_array_equal(whole(crop), mask)
         filled = np.flatnonzero(mask.any(axis=0))
         assert crop.inside.shape[1] == (filled[-1] - filled[0] + 1 if filled.size else 0)
+
+
+def test_masks_of_many_runs_come_back_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = [np.random.default_rng(seed).integers(0, 2, (20, 30), np.uint8) for seed in range(9)]
+    texts = [encode(mask) for mask in masks]
+    monkeypatch.setattr(rle, "_TOGETHER", len(texts[0]) + len(texts[1]))
+    for mask, crop in zip(masks, decode_crops(texts), strict=True):
+        np.testing.assert_array_equal(whole(crop), mask)
 
 
 def test_large_masks_of_long_and_short_runs_come_back_together() -> None:
