@@ -55,9 +55,8 @@ class Ran:
     `seconds` is first slice read to last row committed; `steady` is slices a second of the middle half of
     them, by their commits, so without the start of the workers and the end; of a short run, of the whole.
     `tables` is all that is made at the end, `results_csv` that table and errors.csv alone, where that was
-    asked for.
-    `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds, and
-    `stages_wall` what they were counted in.
+    asked for. `peak_bytes` (0 if it was not watched) of all its processes together, `stages` CPU seconds,
+    and `stages_wall` what they were counted in.
     """
 
     slices: int

@@ -26,15 +26,14 @@ from engine.errors import MachineError
 from engine.ledger import MADE, Ledger, SliceRow
 from engine.outputs.components import KEEP_ALL, Components, Rule, find_components
 from engine.outputs.masks import write_mask
-from engine.outputs.parquet import write_parquet
 from engine.outputs.pseudonyms import Pseudonyms, write_names
 from engine.outputs.rle import Crop, decode, decode_crops
-from engine.outputs.tables import write_tables
 from engine.outputs.volumes import Tally, VolumeRow, write_volumes
 from engine.rows import name_of, with_mask
 from engine.sources.series import Start, start_of
 from engine.sources.statuses import status_of
 from engine.table_process import tables_aside
+from engine.table_worker import write_all
 from engine.text import shown
 from engine.volumes import Kind, Space, find_space, kind_of, write_mask_volume
 
@@ -109,7 +108,7 @@ def finish(ledger: Ledger, how: Finish, *, whole: bool = True) -> None:
     with _tables_aside(ledger, how) as are_written:
         write_volumes(finished(), how.out)
         if not are_written():
-            _write_tables(ledger, how)
+            write_all(partial(_public, ledger, how), how.out, how.extra, parquet=how.parquet)
     if how.pseudonyms is not None and how.names is not None:
         write_names(ledger.rows(), how.pseudonyms, how.names)
     if faults:
@@ -278,12 +277,6 @@ def _tables_aside(ledger: Ledger, how: Finish) -> AbstractContextManager[Callabl
     if how.as_committed:
         return tables_aside(ledger.path, how.out, how.extra, parquet=how.parquet)
     return nullcontext(lambda: False)
-
-
-def _write_tables(ledger: Ledger, how: Finish) -> None:
-    write_tables(_public(ledger, how), how.out, how.extra)
-    if how.parquet:
-        write_parquet(_public(ledger, how), how.out, how.extra)
 
 
 def _public(ledger: Ledger, how: Finish) -> Iterator[SliceRow]:

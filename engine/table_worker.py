@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from engine.channel import receive, send
 from engine.child import die_with
 from engine.errors import TumorscanError
 from engine.ledger_readers import stored_rows
+from engine.ledger_rows import SliceRow
+from engine.outputs.parquet import write_parquet
 from engine.outputs.tables import write_tables
 
 
@@ -27,20 +31,21 @@ def main() -> None:
         while (message := receive(asker)) is not None:
             (extra, parquet), paths = message
             ledger, out = (Path(os.fsdecode(path)) for path in paths.split(b"\0"))
-            send(asker, write_all(ledger, out, tuple(extra), parquet=parquet))
+            try:
+                write_all(partial(stored_rows, ledger), out, tuple(extra), parquet=parquet)
+            except TumorscanError:
+                send(asker, False)
+            else:
+                send(asker, True)
 
 
-def write_all(ledger: Path, out: Path, extra: tuple[str, ...], *, parquet: bool) -> bool:
-    """Write all tables of a ledger's slices, as they were committed; False where it cannot be."""
-    try:
-        write_tables(stored_rows(ledger), out, extra)
-        if parquet:
-            from engine.outputs.parquet import write_parquet
-
-            write_parquet(stored_rows(ledger), out, extra)
-    except TumorscanError:
-        return False
-    return True
+def write_all(
+    rows: Callable[[], Iterable[SliceRow]], out: Path, extra: tuple[str, ...], *, parquet: bool
+) -> None:
+    """Write all tables of slices below `out`, each of what `rows` gives. Raises as `write_tables` does."""
+    write_tables(rows(), out, extra)
+    if parquet:
+        write_parquet(rows(), out, extra)
 
 
 if __name__ == "__main__":

@@ -154,9 +154,8 @@ def _look_at(mask: Mask | Crop) -> tuple[_Slice, list[int]]:
     inside = columns[top : top + height, left : left + width]
     if inside.size == 0:
         return _NOTHING, []
-    count, labels = cv2.connectedComponents(
-        inside, connectivity=8
-    )  # in a third of the time of its statistics
+    # With OpenCV's own statistics of them it takes three times as long.
+    count, labels = cv2.connectedComponents(inside, connectivity=8)
     sizes = [cv2.countNonZero(inside)] if count == 2 else np.bincount(labels.ravel())[1:].tolist()
     return _Slice(shape, start + left, top, np.asarray(labels, np.int32), count - 1), sizes
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from engine import finish as finish_module
+from engine import table_worker
 from engine.errors import MachineError
 from engine.finish import Finish, finish
 from engine.ledger import Ledger, SliceRow
@@ -228,11 +229,9 @@ def made_anew(scene: Scene, how: Finish, *, whole: bool = True) -> bool:
     """Whether `finish` writes the tables, which it does not where they are there already."""
     with pytest.MonkeyPatch.context() as patch:
         written: list[str] = []
-        for name in ("write_volumes", "write_tables"):
-            write = getattr(finish_module, name)
-            patch.setattr(
-                finish_module, name, lambda *words, _w=write, _n=name: (written.append(_n), _w(*words))
-            )
+        for module, name in ((finish_module, "write_volumes"), (table_worker, "write_tables")):
+            write = getattr(module, name)
+            patch.setattr(module, name, lambda *words, _w=write, _n=name: (written.append(_n), _w(*words)))
         finish(scene.ledger, how, whole=whole)
     assert len(written) in (0, 2)
     return bool(written)
@@ -295,7 +294,7 @@ def test_tables_that_a_kill_cut_short_are_made_anew(scene: Scene, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish_module, "write_tables", killed)
+        patch.setattr(table_worker, "write_tables", killed)
         with pytest.raises(KeyboardInterrupt):
             finish(scene.ledger, how)
     finish(scene.ledger, how)
