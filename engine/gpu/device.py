@@ -73,6 +73,10 @@ class Stream:
         """Fill with zeros."""
         self._driver.call(self._driver.cuda.memset_d8_async, start, 0, size, self.raw)
 
+    def check(self) -> None:
+        """Raise the MachineError of a GPU that has failed; what is on the stream goes on, nothing waits."""
+        self._driver.call(self.raw.is_done)
+
     def wait(self) -> None:
         """Wait until it is empty: for shutting down."""
         self._driver.call(self.raw.synchronize)

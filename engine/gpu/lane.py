@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import MachineError
 from engine.gpu.device import Device, Event
 from engine.gpu.results import Results
 from engine.runners.base import INPUT, SIDE
@@ -115,13 +116,25 @@ class Lane:
         device.on_free(runner.close)
         return runner
 
+    def _enqueue(self, runner: DeviceRunner, pointers: Mapping[str, int]) -> None:
+        """Enqueue one execution. Where the GPU has failed, that is what is raised.
+
+        A fault of another lane, or of what was enqueued before, is found by whichever call is next; a
+        runtime tells it as a failure of its own.
+        """
+        try:
+            runner.enqueue(pointers)
+        except MachineError:
+            self._stream.check()
+            raise
+
     def start_up(self) -> None:
         """Run both models once, which makes them take what memory they need, and wait for that."""
         for buffer in self._inputs:
             self._stream.clear(buffer.images, self._batch * SLICE_BYTES)
         self._stream.clear(self._gathered, self._batch * SLICE_BYTES)
-        self._classifier.enqueue({INPUT: self._inputs[0].images, **self._answers["classifier"]})
-        self._segmenter.enqueue({INPUT: self._gathered, **self._answers["segmenter"]})
+        self._enqueue(self._classifier, {INPUT: self._inputs[0].images, **self._answers["classifier"]})
+        self._enqueue(self._segmenter, {INPUT: self._gathered, **self._answers["segmenter"]})
         done = self._inputs[0].classified
         done.record(self._stream)
         done.wait()
@@ -168,7 +181,7 @@ class Lane:
         self._stream.copy_in(buffer.images, source)
         self._mark(buffer.copied, copied)
         answers = self._answers["classifier"]
-        self._classifier.enqueue({INPUT: buffer.images, **answers})
+        self._enqueue(self._classifier, {INPUT: buffer.images, **answers})
         self._stream.copy_out(buffer.probability, answers["tumor_probability"])
         self._mark(buffer.classified, partial(self._decide, buffer, work))
 
@@ -210,7 +223,7 @@ class Lane:
 
     def _segment(self) -> None:
         output, answers = self._outputs.popleft(), self._answers["segmenter"]
-        self._segmenter.enqueue({INPUT: self._gathered, **answers})
+        self._enqueue(self._segmenter, {INPUT: self._gathered, **answers})
         self._stream.copy_out(output.bits[: self._filled], answers["mask_bits"])
         self._mark(output.segmented, partial(self._deliver, output, self._passed))
         self._passed, self._filled, self._waited = [], 0, 0

@@ -108,3 +108,16 @@ def test_a_fault_is_told_in_one_line_with_what_to_do(bundle: Bundle, blocks: lis
             "the GPU fails (cuEventSynchronize failed: an illegal memory access was encountered): see "
             "nvidia-smi and dmesg, then run the same command to go on"
         )
+
+
+@pytest.mark.parametrize(("error", "told"), [(STICKY, "the GPU fails ("), (PASSING, "the double's enqueue")])
+@pytest.mark.parametrize("at", range(2, 6))
+def test_the_gpu_is_blamed_for_what_it_did(
+    at: int, error: str, told: str, bundle: Bundle, blocks: list[Block]
+) -> None:
+    """A runtime that is given work for a GPU that has failed tells of a failure of its own."""
+    with Double() as double:
+        double.fail("enqueue", at=at, error=error)
+        ran = run(double, bundle, blocks)
+        assert ran is not None
+        assert str(ran.error).startswith(told)
