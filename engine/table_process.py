@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,11 @@ def tables_aside(
 
     Gives what waits for them and tells whether they are there; nobody writes them once the block has ended.
     """
-    if len(os.sched_getaffinity(0)) < 2 or ledger.stat().st_size < LEAST_BYTES:
-        yield lambda: False
-        return
-    try:
-        process = Helper("engine.table_worker", "a table worker")
-    except MachineError:
+    process = None
+    if len(os.sched_getaffinity(0)) > 1 and ledger.stat().st_size >= LEAST_BYTES:
+        with suppress(MachineError):  # no process can be started: this one writes them
+            process = Helper("engine.table_worker", "a table worker")
+    if process is None:
         yield lambda: False
         return
     folder = os.fsencode(out)

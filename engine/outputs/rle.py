@@ -51,15 +51,10 @@ def encode(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> str:
 
 def decode(text: str) -> npt.NDArray[np.uint8]:
     """The mask `[h,w] uint8` of 0/1 that `encode` was given. Raises ValueError for any other text."""
-    try:
-        found = json.loads(text)
-        (height, width), counts = found["size"], _unpack(found["counts"].encode("ascii"))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError("no run lengths of a mask") from error
-    if counts.min(initial=0) < 0 or counts.sum() != height * width:
-        raise ValueError(f"run lengths of {counts.sum()} pixels for a mask of {height} x {width}")
-    values = (np.arange(len(counts)) & 1).astype(np.uint8)
-    return np.asarray(cv2.transpose(np.repeat(values, counts).reshape(width, height)), np.uint8)
+    (crop,) = _decode_together([text])
+    mask = np.zeros(crop.shape, np.uint8)
+    mask[:, crop.left : crop.left + crop.inside.shape[1]] = crop.inside
+    return mask
 
 
 def decode_crops(texts: Iterable[str]) -> Iterator[Crop]:
@@ -100,8 +95,10 @@ def run_lengths(mask: npt.NDArray[np.uint8], inside: Box | None = None) -> Numbe
 def _decode_together(texts: Sequence[str]) -> Iterator[Crop]:
     try:
         found = json.loads(f"[{','.join(texts)}]")
+        if len(found) != len(texts):
+            raise ValueError(f"run lengths of {len(found)} masks where there are {len(texts)}")
         sizes = np.array([each["size"] for each in found], np.int64).reshape(len(texts), 2)
-        runs, first, behind = _unpack_all([each["counts"].encode("ascii") for each in found])
+        runs, first, behind = _unpack([each["counts"].encode("ascii") for each in found])
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError("no run lengths of a mask") from error
     height, width = sizes.T
@@ -148,8 +145,8 @@ def _number(value: int) -> bytes:
             return bytes(packed)
 
 
-def _unpack_all(packed: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
-    """What `_unpack` gives for each, one behind the other, and where each begins and ends in it."""
+def _unpack(packed: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
+    """The lengths of each, one behind the other, and where each begins and ends among them."""
     groups = np.frombuffer(b"".join(packed), np.uint8).astype(np.int64) - _FIRST
     lengths = np.array([len(each) for each in packed], np.int64)
     is_last = groups & _MORE == 0
@@ -174,23 +171,3 @@ def _unpack_all(packed: Sequence[bytes]) -> tuple[Numbers, Numbers, Numbers]:
         summed = np.where(own, values, 0).cumsum()
         values[own] = (summed - np.repeat(summed[first], numbers))[own]
     return values, first, behind
-
-
-def _unpack(packed: bytes) -> Numbers:
-    counts: list[int] = []
-    value = shift = 0
-    for byte in packed:
-        group = byte - _FIRST
-        if not 0 <= group < 2 * _MORE:
-            raise ValueError(f"{chr(byte)!r} stands in no run length")
-        value |= (group & _GROUP) << shift
-        shift += 5
-        if group & _MORE:
-            continue
-        if group & _SIGN:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("run lengths that end early")
-    return np.array(counts, np.int64)
